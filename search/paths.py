@@ -1,0 +1,145 @@
+"""Every file name of a search, and the names that a search may have.
+
+    ROOT/mlflow.db, ROOT/mlflow-artifacts/    MLflow's default store, one for all searches under the root
+    ROOT/tokens/                              token rows, shared by searches
+    ROOT/NAME/search.yaml                     the file as the user wrote it
+    ROOT/NAME/study.db                        Optuna storage: the only source of truth
+    ROOT/NAME/driver.lock                     held by the living driver
+    ROOT/NAME/trials/NNNNN/epoch-E/           one trial's checkpoints and result (trainables/trial.py)
+    ROOT/NAME/front.png, front.json           written when the search ends
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from lorafront.spaces.errors import InvalidInput, Problem, SearchNotFound, did_you_mean
+from lorafront.trainables.trial import TrialFolder
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+RESERVED = frozenset({"tokens", "mlflow-artifacts", "mlflow.db"})
+
+
+def check_name(name: str) -> str:
+    """Return the name, or raise ValueError: it becomes a folder, so nothing in it may lead elsewhere."""
+    if not _NAME.fullmatch(name) or name.lower() in RESERVED:
+        raise ValueError(
+            f"must be 1 to 64 letters, digits, dots, hyphens or underscores, starting with a letter or digit (got {name!r})"
+        )
+    return name
+
+
+def default_root() -> Path:
+    """`LORAFRONT_ROOT`, or `runs` under the current folder."""
+    return Path(os.environ.get("LORAFRONT_ROOT") or "runs")
+
+
+@dataclass(frozen=True)
+class RootPaths:
+    """Names that searches under one root share."""
+
+    root: Path
+
+    @property
+    def mlflow_db(self) -> Path:
+        """SQLite store of MLflow."""
+        return self.root / "mlflow.db"
+
+    @property
+    def mlflow_artifacts(self) -> Path:
+        """Where MLflow keeps artifacts."""
+        return self.root / "mlflow-artifacts"
+
+    @property
+    def tokens(self) -> Path:
+        """Token caches."""
+        return self.root / "tokens"
+
+    def search(self, name: str) -> SearchPaths:
+        """Names of one search."""
+        return SearchPaths(self.root / name)
+
+    def names(self) -> list[str]:
+        """Searches under the root, oldest first."""
+        found = [path.parent for path in self.root.glob("*/study.db")]
+        return [path.name for path in sorted(found, key=lambda path: (path.stat().st_ctime, path.name))]
+
+    def existing(self, name: str) -> SearchPaths:
+        """A search that is there.
+
+        Raises:
+            SearchNotFound: it is not; names what is near.
+        """
+        try:
+            paths = self.search(check_name(name))
+        except ValueError as error:
+            raise SearchNotFound(f"name {error}") from error
+        if not paths.study_db.is_file():
+            names = self.names()
+            there = f" There is: {', '.join(names)}." if names else " There is none yet."
+            raise SearchNotFound(f"no search {name!r} under {self.root.resolve()}.{did_you_mean(name, names)}{there}")
+        return paths
+
+    def check_writable(self) -> None:
+        """Write, sync and rename a file where the root is or will be, and leave nothing.
+
+        Raises:
+            InvalidInput: that does not work.
+        """
+        place = self.root.absolute()
+        while not place.exists() and place != place.parent:
+            place = place.parent
+        try:
+            with tempfile.TemporaryDirectory(dir=place, prefix=".lorafront-") as probe:
+                file = Path(probe) / "probe"
+                file.write_bytes(b"x" * 4096)
+                file.rename(Path(probe) / "renamed")
+        except OSError as error:
+            raise InvalidInput(
+                [Problem((), f"cannot write below {place} ({error.strerror or error}); choose another folder with --root")]
+            ) from error
+
+
+@dataclass(frozen=True)
+class SearchPaths:
+    """Names of one search."""
+
+    folder: Path
+
+    @property
+    def name(self) -> str:
+        """The search's name."""
+        return self.folder.name
+
+    @property
+    def search_yaml(self) -> Path:
+        """The file as the user wrote it."""
+        return self.folder / "search.yaml"
+
+    @property
+    def study_db(self) -> Path:
+        """Optuna storage."""
+        return self.folder / "study.db"
+
+    @property
+    def driver_lock(self) -> Path:
+        """Held by the living driver."""
+        return self.folder / "driver.lock"
+
+    @property
+    def front_png(self) -> Path:
+        """Picture of the front."""
+        return self.folder / "front.png"
+
+    @property
+    def front_json(self) -> Path:
+        """The front, as `pareto --json` prints it."""
+        return self.folder / "front.json"
+
+    def trial(self, number: int, epoch: int) -> TrialFolder:
+        """Folder of one trial, as written by the driver of that epoch."""
+        return TrialFolder(self.folder / "trials" / f"{number:05d}" / f"epoch-{epoch}")

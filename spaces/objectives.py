@@ -1,0 +1,87 @@
+"""What a search can optimise and limit: names, directions, units, and limits such as `<= 12`.
+
+The values come from a trial's measurements under the same names.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Objective:
+    """One axis of the front."""
+
+    name: str
+    label: str
+    unit: str
+    direction: Literal["minimize", "maximize"]
+    meaning: str
+
+
+OBJECTIVES: dict[str, Objective] = {
+    objective.name: objective
+    for objective in (
+        Objective(
+            "perplexity",
+            "perplexity",
+            "",
+            "minimize",
+            "exp(sum of token NLL / number of tokens) over the whole evaluation split, prompt tokens excluded",
+        ),
+        Objective(
+            "peak_vram_gb",
+            "peak VRAM",
+            "GiB",
+            "minimize",
+            "memory allocated at the peak of a training step on the largest batch of the data; on a machine without a "
+            "GPU the same count of live tensor storages",
+        ),
+        Objective("train_seconds", "training time", "s", "minimize", "seconds in optimizer steps, evaluation excluded"),
+        Objective("trainable_params", "trainable parameters", "", "minimize", "number of parameters that are trained"),
+        Objective("adapter_mb", "adapter size", "MB", "minimize", "bytes of the adapter's weights / 10**6"),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Limit:
+    """A bound on one measurement, `value <= bound` or `value >= bound`."""
+
+    name: str
+    operator: Literal["<=", ">="]
+    bound: float
+
+    def holds(self, value: float) -> bool:
+        """True where the measured `value` is inside the bound; a value that is not finite never is."""
+        if not math.isfinite(value):
+            return False
+        return value <= self.bound if self.operator == "<=" else value >= self.bound
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.operator} {self.bound:g}"
+
+
+_LIMIT = re.compile(r"^\s*(<=|>=)\s*(\d+(?:\.\d*)?(?:[eE][-+]?\d+)?)\s*$")
+
+
+def parse_limit(name: str, text: object) -> Limit:
+    """Read `<= 12` or `>= 0.5`.
+
+    Raises:
+        ValueError: the text is not of that form; the message says what is.
+    """
+    found = _LIMIT.match(text) if isinstance(text, str) else None
+    if found is None:
+        raise ValueError(f'must be a comparison with a number such as "<= 12" (got {text!r})')
+    operator: Literal["<=", ">="] = "<=" if found[1] == "<=" else ">="
+    return Limit(name, operator, float(found[2]))
+
+
+def feasible(limits: tuple[Limit, ...], measured: Mapping[str, float]) -> bool:
+    """True where every limit holds on the measurements."""
+    return all(limit.holds(measured.get(limit.name, math.nan)) for limit in limits)

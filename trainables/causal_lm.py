@@ -1,0 +1,110 @@
+"""Causal language modelling: predict the next token of plain text, or of the completion after a prompt.
+
+Shape legend: b rows of a batch, t tokens of its longest row, v vocabulary.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+import torch
+from torch.nn.functional import cross_entropy, pad
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from lorafront.trainables.data import TokenRows
+
+IGNORE = -100  # transformers' label that the loss skips
+_CHUNK = 100_000  # characters handed to the tokenizer at once: one call on a whole book needs gigabytes
+
+
+class CausalLM:
+    """Implements `lorafront.trainables.task.Task`."""
+
+    name: Final = "causal_lm"
+    peft_type: Final = "CAUSAL_LM"
+
+    def auto_class(self) -> Any:
+        """AutoModelForCausalLM."""
+        from transformers import AutoModelForCausalLM
+
+        return AutoModelForCausalLM
+
+    def encode(
+        self, rows: Sequence[tuple[str, str]], tokenizer: PreTrainedTokenizerBase, max_length: int, *, packed: bool
+    ) -> list[tuple[list[int], int]]:
+        """Packed: texts joined, cut into blocks of `max_length`. Else one row each, cut on the right.
+
+        A row starts with the tokenizer's own begin token if it adds one, and a text ends with the end token.
+        """
+        begin, end = _frame(tokenizer)
+        if packed:
+            stream = [token for _, text in rows for token in (*begin, *_text_ids(tokenizer, text), *end)]
+            encoded = [(stream[start : start + max_length], 0) for start in range(0, len(stream), max_length)]
+        else:
+            prompts = tokenizer([prompt for prompt, _ in rows], add_special_tokens=False)["input_ids"]
+            completions = tokenizer([text for _, text in rows], add_special_tokens=False)["input_ids"]
+            encoded = [
+                ([*begin, *prompt, *completion, *end][:max_length], min(len(begin) + len(prompt), max_length))
+                for prompt, completion in zip(prompts, completions, strict=True)
+            ]
+        # The first token of a row is never predicted, so a target must stand behind it.
+        return [(ids, masked) for ids, masked in encoded if len(ids) > max(masked, 1)]
+
+    def collate(self, rows: TokenRows, indices: Sequence[int], pad_id: int) -> dict[str, torch.Tensor]:
+        """See `Task.collate`; rows are filled up on the right."""
+        chosen = [rows.row(index) for index in indices]
+        shape = (len(chosen), max(len(ids) for ids, _ in chosen))
+        input_ids = torch.full(shape, pad_id, dtype=torch.int64)
+        attention_mask = torch.zeros(shape, dtype=torch.int64)
+        labels = torch.full(shape, IGNORE, dtype=torch.int64)
+        for i, (ids, masked) in enumerate(chosen):
+            tokens = torch.from_numpy(ids.astype("int64"))
+            input_ids[i, : len(ids)] = tokens
+            attention_mask[i, : len(ids)] = 1
+            labels[i, masked : len(ids)] = tokens[masked:]
+        return {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
+
+    def targets(self, batch: dict[str, torch.Tensor]) -> int:
+        """Labels that are predicted: all but the first of a row, and but the masked ones."""
+        return int((batch["labels"][:, 1:] != IGNORE).sum())
+
+    def nll(self, model: PreTrainedModel, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Sum over targets, in float32. Labels are shifted rather than logits: shifting [b, t, v] would copy it."""
+        logits_btv = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False).logits
+        next_bt = pad(batch["labels"], (0, 1), value=IGNORE)[:, 1:]
+        flat = logits_btv.view(-1, logits_btv.shape[-1]).float()
+        return cross_entropy(flat, next_bt.reshape(-1), ignore_index=IGNORE, reduction="sum")
+
+
+def _frame(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
+    """Tokens before and after a text: begin only where the tokenizer itself adds it (GPT-2 has one and does not)."""
+    own = tokenizer("")["input_ids"]
+    begin = [tokenizer.bos_token_id] if tokenizer.bos_token_id is not None and tokenizer.bos_token_id in own[:1] else []
+    end = [tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []
+    return begin, end
+
+
+def _text_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> Iterator[int]:
+    for chunk in _chunks(text):
+        yield from tokenizer(chunk, add_special_tokens=False, verbose=False)["input_ids"]
+
+
+def _chunks(text: str) -> Iterator[str]:
+    """Cut after line breaks into pieces of about `_CHUNK` characters."""
+    piece: list[str] = []
+    size = 0
+    for line in re.split(r"(?<=\n)", text):
+        piece.append(line)
+        size += len(line)
+        if size >= _CHUNK:
+            yield "".join(piece)
+            piece, size = [], 0
+    if size:
+        yield "".join(piece)
+
+
+CAUSAL_LM = CausalLM()

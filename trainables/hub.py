@@ -1,0 +1,39 @@
+"""Is a name a place on this disk or a name on the hub? Decided by its form, never by trying one after the other.
+
+A path that is missing here must not turn into a download of somebody else's repository of the same name.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+from lorafront.spaces.errors import InvalidInput
+
+_HUB_NAME = re.compile(r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?$")
+_FILE_SUFFIX = re.compile(r"\.(txt|text|md|rst|jsonl?|ndjson|csv|tsv|parquet)$", re.IGNORECASE)
+
+
+def local_folder_or_file(name: str) -> Path | None:
+    """The path that `name` means on this disk, or None where it is a name on the hub.
+
+    Raises:
+        InvalidInput: it has the form of a path and nothing is there.
+    """
+    path = Path(name).expanduser()
+    if path.exists():
+        return path
+    if _FILE_SUFFIX.search(name) or not _HUB_NAME.match(name):
+        raise InvalidInput(f"{name} does not exist (current folder: {Path.cwd()})")
+    return None
+
+
+def unreachable(kind: str, name: str, error: Exception) -> str:
+    """One line for a hub name that could not be loaded."""
+    reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+    offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE", "0") not in {"0", ""} else ""
+    return (
+        f"{name} is no {kind} in the current folder ({Path.cwd()}) and could not be loaded from the Hugging Face hub"
+        f"{offline}: {reason}"
+    )

@@ -1,0 +1,127 @@
+"""Peak memory of a piece of work: the CUDA allocator's own count on a GPU, a count of live tensor storages elsewhere.
+
+Both count bytes of tensors that are alive at once, rounded up to the 512 bytes in which CUDA's allocator deals. The CPU
+count does not see scratch space inside a kernel; the GPU count does.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import psutil
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
+
+ROUND = 512
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Peak bytes.
+
+    Attributes:
+        allocated: tensors alive at once.
+        reserved: what the allocator held from the device; equal to allocated where there is no such allocator.
+        process: all that the process held on the device; on a CPU its resident memory, libraries included.
+        source: `cuda_allocator` or `cpu_live_storages`.
+    """
+
+    allocated: int
+    reserved: int
+    process: int
+    source: str
+
+    def metrics(self) -> dict[str, Any]:
+        """In GiB, as reported."""
+        values = asdict(self)
+        return {
+            "peak_vram_gb": self.allocated / GIB,
+            "peak_reserved_gb": self.reserved / GIB,
+            "process_memory_gb": self.process / GIB,
+            "peak_vram_source": values["source"],
+        }
+
+
+def measure_peak(work: Callable[[], object], resident: Callable[[], Iterable[torch.Tensor]], on: torch.device) -> Memory:
+    """Run `work` and return the peak.
+
+    Args:
+        work: what to measure.
+        resident: gives the tensors that are there before it starts; asked on a CPU only.
+        on: the device.
+    """
+    if on.type == "cuda":
+        torch.cuda.synchronize(on)
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(on)
+        work()
+        torch.cuda.synchronize(on)
+        free, total = torch.cuda.mem_get_info(on)
+        reserved = torch.cuda.max_memory_reserved(on)
+        used_by_us = _process_bytes(on)
+        return Memory(
+            torch.cuda.max_memory_allocated(on), reserved, used_by_us or min(total - free, total), "cuda_allocator"
+        )
+    with LiveStorages(resident()) as live:
+        work()
+    return Memory(live.peak, live.peak, psutil.Process().memory_info().rss, "cpu_live_storages")
+
+
+def _process_bytes(on: torch.device) -> int:
+    """What NVML says that this process holds; 0 where it does not say (some containers hide process ids)."""
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+        handle = pynvml.nvmlDeviceGetHandleByIndex(on.index or 0)
+        mine = psutil.Process().pid
+        return sum(p.usedGpuMemory or 0 for p in pynvml.nvmlDeviceGetComputeRunningProcesses(handle) if p.pid == mine)
+    except pynvml.NVMLError:
+        return 0
+
+
+class LiveStorages(TorchDispatchMode):
+    """Counts the bytes of distinct storages that are alive while the mode is on.
+
+    A storage is counted once however many views it has, from the operation that makes it until its last owner drops it.
+    """
+
+    def __init__(self, resident: Iterable[torch.Tensor] = ()) -> None:
+        """Args: resident: tensors that exist already."""
+        super().__init__()
+        self.live = 0
+        self.peak = 0
+        self._seen: dict[int, weakref.ref[Any]] = {}
+        for tensor in resident:
+            self._add(tensor)
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Run the operation, then count what it made."""
+        result = func(*args, **(kwargs or {}))
+        for value in tree_iter(result):
+            if isinstance(value, torch.Tensor):
+                self._add(value)
+        return result
+
+    def _add(self, tensor: torch.Tensor) -> None:
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        known = self._seen.get(key)
+        if (known is not None and known() is not None) or storage.device.type == "meta":
+            return
+        size = -(-storage.nbytes() // ROUND) * ROUND
+        self.live += size
+        self.peak = max(self.peak, self.live)
+        self._seen[key] = weakref.ref(storage, lambda ref: self._drop(key, ref, size))
+
+    def _drop(self, key: int, ref: Any, size: int) -> None:
+        self.live -= size
+        if self._seen.get(key) is ref:
+            del self._seen[key]

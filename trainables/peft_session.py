@@ -1,0 +1,271 @@
+"""Stock PEFT fine-tuning, read from top to bottom: the reference that every other engine must equal.
+
+Guarantees: seeded (the same seed on the same machine gives the same losses to the last digit, on a fresh process or a
+reused one); peak memory is measured on the largest batch of the data. Trades away speed: one configuration per pass.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch.utils.data import DataLoader, Dataset
+from transformers import get_scheduler
+
+from lorafront.trainables.data import TokenData, row_order
+from lorafront.trainables.data import load as load_tokens
+from lorafront.trainables.evaluate import mean_nll, perplexity
+from lorafront.trainables.memory_meter import Memory, measure_peak
+from lorafront.trainables.models import BaseCache, FrozenBase, resident_tensors
+from lorafront.trainables.session import Measurements
+from lorafront.trainables.task import task_named
+
+if TYPE_CHECKING:
+    from lorafront.trainables.config import TrialConfig
+
+ADAPTER, OPTIMIZER, STATE = "adapter", "optimizer.safetensors", "state.json"
+Batch = dict[str, torch.Tensor]
+
+
+class PeftSession:
+    """One LoRA fine-tuning with PEFT on a borrowed base. Implements `Session`."""
+
+    def __init__(self, base: FrozenBase, config: TrialConfig, data: TokenData) -> None:
+        """Attach a fresh adapter and measure peak memory; nothing is trained yet."""
+        torch.manual_seed(config.seed)
+        self.base: Final = base
+        self.config: Final = config
+        self.data: Final = data
+        self.task: Final = base.task
+        self.batch_size: Final = config.lora.batch_size
+        self.total_steps: Final = -(-config.rows // config.rows_per_step)
+        self.step = 0
+        self.train_seconds = 0.0
+        self.tokens = 0  # not padding
+        self._losses: list[torch.Tensor] = []
+        self._grad_norm = torch.zeros(())
+        self.model = base.attach(config)
+        self.model.train()
+        self.trained: Final = [p for p in self.model.parameters() if p.requires_grad]
+        self._start_optimizer()
+        self._batches: Iterator[Batch] | None = None
+        self.memory: Final = self._probe_memory()
+        self.base_nll: Final = self._base_nll()
+        torch.manual_seed(config.seed)  # dropout starts the same whether the base was evaluated just now or before
+
+    @property
+    def rows_seen(self) -> int:
+        """Training rows so far."""
+        return self.step * self.config.rows_per_step
+
+    def train(self, rows: int) -> None:
+        """Take optimizer steps until at least `rows` training rows have been seen."""
+        if self._batches is None:
+            self._batches = self._loader()
+        start = time.perf_counter()
+        while self.rows_seen < rows:
+            self._optimizer_step(list(islice(self._batches, self.config.lora.gradient_accumulation)))
+        if self.base.device.type == "cuda":
+            torch.cuda.synchronize(self.base.device)
+        self.train_seconds += time.perf_counter() - start
+
+    def _optimizer_step(self, batches: list[Batch]) -> None:
+        """One step over micro-batches; the loss is the mean over all their targets together."""
+        targets = max(1, sum(self.task.targets(batch) for batch in batches))
+        loss_sum = torch.zeros((), device=self.base.device)
+        sixteen_bit = self.base.dtype != torch.float32
+        for batch in batches:
+            self.tokens += int(batch["attention_mask"].sum())
+            on_device = {name: tensor.to(self.base.device, non_blocking=True) for name, tensor in batch.items()}
+            with torch.autocast(self.base.device.type, dtype=self.base.dtype, enabled=sixteen_bit):
+                loss = self.task.nll(self.model, on_device) / targets
+            self.scaler.scale(loss).backward()
+            loss_sum += loss.detach()
+        self.scaler.unscale_(self.optimizer)
+        self._grad_norm = torch.nn.utils.clip_grad_norm_(self.trained, self.config.training.max_grad_norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.schedule.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self._losses.append(loss_sum)  # read once per rung: each read waits for the device
+        self.step += 1
+
+    def evaluate(self) -> Measurements:
+        """Evaluate on the whole evaluation split."""
+        training = self.config.training
+        nll = mean_nll(self.model, self.task, self.data, training.eval_batch_size or self.batch_size, self.base.device)
+        trainable, total = self.model.get_nb_trainable_parameters()  # knows that 4-bit weights are packed
+        measured = Measurements(
+            eval_loss=nll,
+            perplexity=perplexity(nll),
+            base_perplexity=perplexity(self.base_nll),
+            trainable_params=trainable,
+            trainable_percent=100 * trainable / total,
+            adapter_mb=sum(p.numel() * p.element_size() for p in self.trained) / 1e6,
+            train_seconds=self.train_seconds,
+            **self.memory.metrics(),
+        )
+        if self._losses:
+            measured["train_loss"] = float(torch.stack(self._losses).mean())
+            measured["grad_norm"] = float(self._grad_norm)
+            self._losses = []
+        if self.train_seconds > 0:
+            measured["tokens_per_second"] = self.tokens / self.train_seconds
+            measured["seconds_per_epoch"] = self.train_seconds * len(self.data.train) / self.rows_seen
+        return measured
+
+    def save(self, folder: Path) -> None:
+        """Write adapter (an ordinary PEFT folder), optimizer state, and position."""
+        self.model.save_pretrained(str(folder / ADAPTER))
+        tensors: dict[str, torch.Tensor] = {}
+        plain: dict[str, Any] = {}
+        state = self.optimizer.state_dict()["state"]
+        for index, values in state.items():
+            for name, value in values.items():
+                if isinstance(value, torch.Tensor):
+                    tensors[f"{index}.{name}"] = value.detach().cpu().contiguous()
+                else:
+                    plain[f"{index}.{name}"] = value
+        save_file(tensors, folder / OPTIMIZER)
+        position = {
+            "step": self.step,
+            "train_seconds": self.train_seconds,
+            "tokens": self.tokens,
+            "schedule": {k: v for k, v in self.schedule.state_dict().items() if not callable(v) and k != "lr_lambdas"},
+            "scaler": self.scaler.state_dict(),
+            "optimizer": plain,
+            "rng": torch.get_rng_state().numpy().tobytes().hex(),
+        }
+        if self.base.device.type == "cuda":
+            position["rng_cuda"] = torch.cuda.get_rng_state(self.base.device).numpy().tobytes().hex()
+        (folder / STATE).write_text(json.dumps(position), encoding="utf-8")
+
+    def load(self, folder: Path) -> None:
+        """Continue from what `save` wrote."""
+        from peft import load_peft_weights, set_peft_model_state_dict
+
+        set_peft_model_state_dict(self.model, load_peft_weights(str(folder / ADAPTER), device=str(self.base.device)))
+        position = json.loads((folder / STATE).read_text(encoding="utf-8"))
+        current = self.optimizer.state_dict()
+        state: dict[int, dict[str, Any]] = {}
+        for key, value in [*load_file(folder / OPTIMIZER).items(), *position["optimizer"].items()]:
+            index, name = key.split(".", 1)
+            state.setdefault(int(index), {})[name] = value
+        self.optimizer.load_state_dict({"state": state, "param_groups": current["param_groups"]})
+        lambdas = [None] * len(self.optimizer.param_groups)  # functions of the step; they are here already
+        self.schedule.load_state_dict({**position["schedule"], "lr_lambdas": lambdas})
+        for group, rate in zip(self.optimizer.param_groups, self.schedule.get_last_lr(), strict=True):
+            group["lr"] = rate
+        self.scaler.load_state_dict(position["scaler"])
+        self.step, self.tokens = position["step"], position["tokens"]
+        self.train_seconds = position["train_seconds"]
+        self._batches = None  # made anew, from the row that comes next
+        torch.set_rng_state(_byte_tensor(position["rng"]))
+        if "rng_cuda" in position:
+            torch.cuda.set_rng_state(_byte_tensor(position["rng_cuda"]), self.base.device)
+
+    def close(self) -> None:
+        """Give the base back as it was."""
+        self._batches = None
+        self.base.detach(self.model)
+
+    def _start_optimizer(self) -> None:
+        lora, training = self.config.lora, self.config.training
+        if training.optimizer == "paged_adamw_8bit":
+            import bitsandbytes
+
+            make: Any = bitsandbytes.optim.PagedAdamW8bit
+        else:
+            make = torch.optim.AdamW
+        self.optimizer: torch.optim.Optimizer = make(self.trained, lr=lora.learning_rate, weight_decay=lora.weight_decay)
+        self.schedule = get_scheduler(
+            lora.scheduler,
+            self.optimizer,
+            num_warmup_steps=round(lora.warmup * self.total_steps),
+            num_training_steps=self.total_steps,
+        )
+        # float16 gradients underflow without it; for other dtypes it passes everything through.
+        self.scaler = torch.amp.GradScaler(self.base.device.type, enabled=self.base.dtype == torch.float16)
+
+    def _probe_memory(self) -> Memory:
+        """Peak of two optimizer steps on the largest batch, then everything as it was before.
+
+        The second step is the one with optimizer state. Measured here and not while training, so that the number does
+        not depend on which rows happened to come, and costs nothing later.
+        """
+        before = [p.detach().clone() for p in self.trained]
+        largest = [self._largest_batch()] * min(2, self.config.lora.gradient_accumulation)
+
+        def two_steps() -> None:
+            self._optimizer_step(largest)
+            self._optimizer_step(largest)
+
+        memory = measure_peak(two_steps, lambda: resident_tensors(self.model), self.base.device)
+        with torch.no_grad():
+            for parameter, value in zip(self.trained, before, strict=True):
+                parameter.copy_(value)
+        self.step, self.tokens, self._losses = 0, 0, []
+        self._start_optimizer()
+        return memory
+
+    def _largest_batch(self) -> Batch:
+        """The batch with the longest row that this trial will see."""
+        rows = self.data.train
+        seen = list(islice(row_order(len(rows), self.config.seed), self.total_steps * self.config.rows_per_step))
+        longest = max(range(len(seen)), key=lambda i: int(rows.lengths[seen[i]]))
+        start = longest // self.batch_size * self.batch_size
+        return self.task.collate(rows, seen[start : start + self.batch_size], self.data.pad_id)
+
+    def _base_nll(self) -> float:
+        """Evaluation before the first step; B is zero, so it is the base's own, once per base and data."""
+        known = self.base.base_nll
+        if self.config.tokens not in known:
+            size = self.config.training.eval_batch_size or self.batch_size
+            known[self.config.tokens] = mean_nll(self.model, self.task, self.data, size, self.base.device)
+        return known[self.config.tokens]
+
+    def _loader(self) -> Iterator[Batch]:
+        """Batches from the next unseen row on, without end."""
+        workers = self.config.training.loader_workers
+        upcoming = islice(row_order(len(self.data.train), self.config.seed), self.rows_seen, None)
+        loader: DataLoader[Batch] = DataLoader(
+            _Rows(len(self.data.train)),
+            batch_size=self.batch_size,
+            sampler=upcoming,  # type: ignore[arg-type]  # any iterable of indices will do
+            collate_fn=lambda indices: self.task.collate(self.data.train, indices, self.data.pad_id),
+            num_workers=workers,
+            pin_memory=self.base.device.type == "cuda",
+            multiprocessing_context="fork" if workers else None,
+            generator=torch.Generator(),  # its own, so that starting a loader draws nothing from the global one
+        )
+        return iter(loader)
+
+
+def open_session(config: TrialConfig, bases: BaseCache) -> PeftSession:
+    """A session for a trial, on the base that `bases` holds or loads."""
+    torch.set_num_threads(config.threads)
+    base = bases.get(config.model, task_named(config.task), config.lora.quantization)
+    return PeftSession(base, config, load_tokens(config.tokens))
+
+
+class _Rows(Dataset[int]):
+    """Row numbers; the token rows stay where they are until a batch is collated."""
+
+    def __init__(self, rows: int) -> None:
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return self.rows
+
+    def __getitem__(self, index: int) -> int:
+        return index
+
+
+def _byte_tensor(text: str) -> torch.Tensor:
+    return torch.frombuffer(bytearray.fromhex(text), dtype=torch.uint8)

@@ -1,0 +1,171 @@
+"""Raw rows from a file, a folder or the hub: where they lie, which split they are, and that they are what they say.
+
+Local text and JSON lines are read strictly (UTF-8, line numbers in messages): a library would replace broken bytes and
+train on them. Folders, CSV, Parquet and hub names go through `datasets`.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lorafront.spaces.errors import InvalidInput, Problem
+from lorafront.trainables.hub import local_folder_or_file, unreachable
+
+TEXT_SUFFIXES = frozenset({".txt", ".text", ".md", ".rst"})
+JSON_SUFFIXES = frozenset({".jsonl", ".ndjson", ".json"})
+TABLE_BUILDERS = {".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
+SPLITS = {"train": "train", "valid": "eval", "validation": "eval", "dev": "eval", "eval": "eval", "test": "test"}
+
+
+@dataclass(frozen=True)
+class RawData:
+    """Rows as dictionaries.
+
+    Attributes:
+        train: rows to train on (or to split, where `evaluation` is None).
+        evaluation: rows of the split that the data names, if it names one.
+        source: for messages.
+        columns: names that every row has.
+    """
+
+    train: list[dict[str, Any]]
+    evaluation: list[dict[str, Any]] | None
+    source: str
+    columns: list[str]
+
+
+def read_data(name: str, key: str, config_name: str | None = None, revision: str | None = None) -> RawData:
+    """Read `name`: a file, a folder, or a data set on the hub.
+
+    Args:
+        name: path or hub name.
+        key: key of the search file that holds it, for messages (`path`, `eval_path`).
+        config_name: configuration of a hub data set.
+        revision: commit, tag or branch of a hub data set.
+
+    Raises:
+        InvalidInput: it is missing, empty, not UTF-8, malformed, or cannot be downloaded.
+    """
+    try:
+        place = local_folder_or_file(name)
+        if place is None:
+            data = _from_hub(name, config_name, revision)
+        elif place.is_dir():
+            data = _from_folder(place)
+        else:
+            data = RawData(*_one_split(read_file(place)), source=str(name), columns=[])
+    except InvalidInput as error:
+        raise InvalidInput([Problem(("data", key), problem.message) for problem in error.problems]) from error
+    if not data.train:
+        raise InvalidInput([Problem(("data", key), f"{name} has 0 rows")])
+    return RawData(data.train, data.evaluation, str(name), list(data.train[0]))
+
+
+def _one_split(rows: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], None]:
+    return rows, None
+
+
+def read_file(path: Path) -> list[dict[str, Any]]:
+    """Rows of one local file, by its suffix. A text file is one row with the column `text`."""
+    suffix = path.suffix.lower()
+    if suffix in JSON_SUFFIXES:
+        return _json_rows(path)
+    if suffix in TABLE_BUILDERS:
+        return _table_rows(path)
+    text = _utf8(path)
+    return [{"text": text}] if text.strip() else []
+
+
+def _utf8(path: Path) -> str:
+    raw = path.read_bytes()
+    try:
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InvalidInput(
+            f"{path} is not UTF-8: byte 0x{raw[error.start]:02x} at offset {error.start}; convert it, for example with iconv"
+        ) from error
+    if "\0" in text:
+        raise InvalidInput(f"{path} holds a NUL byte at offset {raw.index(0)}; is it text?")
+    return text.replace("\r\n", "\n")
+
+
+def _json_rows(path: Path) -> list[dict[str, Any]]:
+    text = _utf8(path)
+    if path.suffix.lower() == ".json" and text.lstrip().startswith("["):
+        rows = _parse(text, path, 1)
+        numbered = list(enumerate(rows, start=1))
+    else:
+        numbered = [
+            (number, _parse(line, path, number)) for number, line in enumerate(text.split("\n"), start=1) if line.strip()
+        ]
+    for number, row in numbered:
+        if not isinstance(row, dict):
+            raise InvalidInput(f"{path}, line {number}: expected a JSON object (got {type(row).__name__})")
+    return [row for _, row in numbered]
+
+
+def _parse(text: str, path: Path, line: int) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        where = f"line {line + error.lineno - 1}, column {error.colno}"
+        raise InvalidInput(f"{path}, {where}: malformed JSON ({error.msg})") from error
+
+
+def _table_rows(path: Path) -> list[dict[str, Any]]:
+    import datasets
+
+    suffix = path.suffix.lower()
+    if suffix != ".parquet":
+        _utf8(path)
+        table = datasets.Dataset.from_pandas(_read_csv(path, "\t" if suffix == ".tsv" else ","), preserve_index=False)
+    else:
+        import pyarrow.parquet
+
+        table = datasets.Dataset(pyarrow.parquet.read_table(path))
+    return list(table)
+
+
+def _read_csv(path: Path, separator: str) -> Any:
+    import pandas
+
+    try:
+        return pandas.read_csv(path, sep=separator, keep_default_na=False)
+    except (pandas.errors.ParserError, pandas.errors.EmptyDataError) as error:
+        raise InvalidInput(f"{path}: {error}") from error
+
+
+def _from_folder(folder: Path) -> RawData:
+    """Files named after a split are that split (`train*`, `valid*`, `dev*`, `test*`); without such names all are one."""
+    known = TEXT_SUFFIXES | JSON_SUFFIXES | frozenset(TABLE_BUILDERS)
+    files = sorted(path for path in folder.iterdir() if path.suffix.lower() in known)
+    files = [path for path in files if path.stem.lower() not in {"readme", "license", "dataset_info", "dataset_dict"}]
+    if not files:
+        raise InvalidInput(f"folder {folder} holds no file ending in {', '.join(sorted(known))}")
+    by_split: dict[str, list[dict[str, Any]]] = {"train": [], "eval": [], "test": []}
+    for path in files:
+        by_split[_split_of(path)].extend(read_file(path))
+    if not by_split["train"]:
+        raise InvalidInput(f"folder {folder} holds no training rows: name a file in it, or name one train.*")
+    return RawData(by_split["train"], by_split["eval"] or by_split["test"] or None, str(folder), [])
+
+
+def _split_of(path: Path) -> str:
+    word = path.stem.lower().replace("_", "-").split("-")[0].split(".")[0]
+    return SPLITS.get(word, "train")
+
+
+def _from_hub(name: str, config_name: str | None, revision: str | None) -> RawData:
+    import datasets
+
+    try:
+        loaded = datasets.load_dataset(name, config_name, revision=revision)
+    except (OSError, ValueError, RuntimeError) as error:  # what datasets and its hub client raise, by their docs
+        raise InvalidInput(unreachable("data set", name, error)) from error
+    splits = {split: list(rows) for split, rows in loaded.items()}
+    train = splits.get("train") or next(iter(splits.values()))
+    evaluation = next((splits[split] for split in ("validation", "test") if split in splits), None)
+    return RawData(train, evaluation, name, [])

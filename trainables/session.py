@@ -1,0 +1,53 @@
+"""A training session: one configuration that trains, evaluates, saves and loads. The same verbs for every engine.
+
+Implementations: `PeftSession` (stock PEFT, the reference) and `ToySession` (no torch, a known optimum).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Protocol, TypedDict
+
+
+class Measurements(TypedDict, total=False):
+    """What a session reports at a rung, under the names of the objectives; see `Objective` for their units."""
+
+    perplexity: float
+    eval_loss: float
+    train_loss: float
+    base_perplexity: float
+    peak_vram_gb: float
+    peak_reserved_gb: float
+    process_memory_gb: float
+    peak_vram_source: str
+    trainable_params: int
+    trainable_percent: float
+    adapter_mb: float
+    tokens_per_second: float
+    train_seconds: float
+    seconds_per_epoch: float
+    grad_norm: float
+
+
+class Session(Protocol):
+    """One trial in training."""
+
+    @property
+    def rows_seen(self) -> int:
+        """Training rows so far."""
+
+    def train(self, rows: int) -> None:
+        """Take optimizer steps until at least `rows` training rows have been seen."""
+
+    def evaluate(self) -> Measurements:
+        """Evaluate on the whole evaluation split; changes nothing that training depends on."""
+
+    def save(self, folder: Path) -> None:
+        """Write adapter, optimizer state and data position into an empty folder."""
+
+    def load(self, folder: Path) -> None:
+        """Continue from what `save` wrote: the next losses are those of a session that was never interrupted."""
+
+    def close(self) -> None:
+        """Give back what the session borrowed."""
+
