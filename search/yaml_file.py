@@ -61,10 +61,11 @@ def locate(problems: list[Problem], path: Path, positions: dict[KeyPath, Positio
     """Put `file:line:column  key: ` in front of each message; the nearest enclosing key where one has no line."""
     located = []
     for problem in problems:
-        known = next((problem.path[:n] for n in range(len(problem.path), 0, -1) if problem.path[:n] in positions), None)
-        where = f"{path}:{positions[known][0]}:{positions[known][1]}" if known else f"{path}"
-        located.append(Problem((), f"{where}  {problem}"))
-    return located
+        known = next((problem.path[:n] for n in range(len(problem.path), 0, -1) if problem.path[:n] in positions), ())
+        position = positions.get(known, (0, 0))
+        where = f"{path}:{position[0]}:{position[1]}" if known else f"{path}"
+        located.append((position, Problem((), f"{where}  {problem}")))
+    return [problem for _, problem in sorted(located, key=lambda pair: pair[0])]
 
 
 def _syntax(path: Path, text: str, error: MarkedYAMLError) -> str:

@@ -87,19 +87,20 @@ class TokenData:
 
 
 def prepare(
-    data: DataConfig, task: Task, tokenizer: PreTrainedTokenizerBase, folder: Path, *, least_rows: int
+    data: DataConfig, task: Task, tokenizer: PreTrainedTokenizerBase, folder: Path, *, train_batch: int, eval_batch: int
 ) -> tuple[Path, TokenData]:
-    """Read, split and encode the data, or find it in the cache.
+    """Read, split and encode the data, or find it in the cache. Writes nothing; `store` does.
 
     Args:
         data: the `data` section of a search file.
         task: encodes rows.
         tokenizer: of the base model.
         folder: where cache files stand.
-        least_rows: rows that training and evaluation each need at least (one batch).
+        train_batch: rows that training needs at least.
+        eval_batch: rows that evaluation needs at least.
 
     Returns:
-        The cache file and its content.
+        The name that the cache file has or will have, and its content.
 
     Raises:
         InvalidInput: the data is missing, malformed, empty or too small.
@@ -108,16 +109,18 @@ def prepare(
     evaluation = read_data(data.eval_path, "eval_path").train if data.eval_path else raw.evaluation
     check_columns(data.format, raw.columns, raw.source)
     file = folder / f"{_fingerprint(data, task, tokenizer, raw, evaluation)}.safetensors"
-    if file.is_file():
-        tokens = load(file)
-    else:
-        tokens = _encode(data, task, tokenizer, raw, evaluation)
-        _save(file, tokens)
-    for name, rows in (("training", tokens.train), ("evaluation", tokens.evaluation)):
-        if len(rows) < least_rows:
-            raise InvalidInput(
-                [Problem(("data",), f"{len(rows)} {name} rows; one batch needs {least_rows}: give more data or a smaller batch")]
-            )
+    tokens = load(file) if file.is_file() else _encode(data, task, tokenizer, raw, evaluation)
+    problems = [
+        Problem(
+            ("data",),
+            f"{len(rows)} {name} rows (of at most {data.max_length} tokens) are left, and one batch needs {least}: give "
+            "more data, a smaller batch, or a smaller max_length",
+        )
+        for name, rows, least in (("training", tokens.train, train_batch), ("evaluation", tokens.evaluation, eval_batch))
+        if len(rows) < least
+    ]
+    if problems:
+        raise InvalidInput(problems)
     return file, tokens
 
 
@@ -198,7 +201,10 @@ def _fingerprint(
     return digest.hexdigest()[:24]
 
 
-def _save(file: Path, tokens: TokenData) -> None:
+def store(file: Path, tokens: TokenData) -> None:
+    """Write the cache file, whole or not at all; one that is there already says the same."""
+    if file.is_file():
+        return
     file.parent.mkdir(parents=True, exist_ok=True)
     arrays = {
         f"{name}.{field}": getattr(rows, field)

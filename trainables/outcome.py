@@ -21,7 +21,7 @@ class Outcome(Enum):
     USER_ERROR = "failed with an error of its own"
     BAD_METRIC = "reported no finite value for an objective"
     INFRA_LOST = "its worker process was lost more often than is tried again"
-    REPEATED = "not run: the same configuration as another trial"
+    NOT_RUN = "not run: the same as another trial, or its driver died before it was configured"
 
     @property
     def stored(self) -> str:
@@ -41,7 +41,7 @@ class Outcome(Enum):
     @property
     def counts(self) -> bool:
         """True where the trial spends budget."""
-        return self is not Outcome.REPEATED
+        return self is not Outcome.NOT_RUN
 
 
 def classify(error: BaseException) -> Outcome:

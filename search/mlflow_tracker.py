@@ -1,0 +1,277 @@
+"""MLflow as a view of the study: one parent run per search, one child run per trial.
+
+One thread of the driver projects the study into runs; live logging, catching up after an outage and `mlflow-sync` are the
+same code. Runs are found by tags and values are sent with the study's own steps and times, so sending again changes
+nothing. Nothing here can stop or delay a trial.
+"""
+
+from __future__ import annotations
+
+import lorafront.search.environment  # isort: skip  # noqa: F401  # before MLflow
+
+import math
+import os
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from lorafront.search.front import front_of
+from lorafront.search.paths import RootPaths, SearchPaths
+from lorafront.search.search_file import SearchFile
+from lorafront.search.study_table import StudyTable, TrialRecord, read_study
+from lorafront.search.tables import front_csv, summary
+from lorafront.spaces.parameters import describe
+from lorafront.trainables.outcome import Outcome
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+PROBE_SECONDS = 5
+CYCLE_SECONDS = 2.0
+RETRY_SECONDS = 20.0
+GOODBYE_SECONDS = 60.0  # the last projection may take so long before the driver leaves it to `mlflow-sync`
+SEARCH_TAG, TRIAL_TAG = "lorafront.search", "lorafront.trial"
+# What a curve shows, and what a trial has one of.
+CURVES = ("perplexity", "eval_loss", "train_loss", "grad_norm", "tokens_per_second", "train_seconds")
+ONCE = ("peak_vram_gb", "trainable_params", "trainable_percent", "adapter_mb", "seconds_per_epoch", "process_memory_gb")
+ON_A_GPU = ("peak_reserved_gb",)
+
+
+@dataclass(frozen=True)
+class Tracking:
+    """Where runs go.
+
+    Attributes:
+        uri: MLflow's tracking URI.
+        source: who said so: `tracking.uri`, `MLFLOW_TRACKING_URI`, or the default.
+        artifacts: where artifacts go; None leaves it to the server.
+        problem: why it cannot be reached; empty where it can.
+    """
+
+    uri: str
+    source: str
+    artifacts: str | None
+    problem: str = ""
+
+
+def open_tracking(search: SearchFile, root: RootPaths) -> Tracking:
+    """Decide where runs go, and ask a server whether it is there (five seconds at most)."""
+    if search.tracking.uri:
+        uri, source = search.tracking.uri, "tracking.uri"
+    elif os.environ.get("MLFLOW_TRACKING_URI"):
+        uri, source = os.environ["MLFLOW_TRACKING_URI"], "MLFLOW_TRACKING_URI"
+    else:
+        artifacts = (root.mlflow_artifacts / search.name).absolute().as_uri()
+        return Tracking(f"sqlite:///{root.mlflow_db.absolute()}", "default", artifacts)
+    return Tracking(uri, source, None, _unreachable(uri))
+
+
+def _unreachable(uri: str) -> str:
+    scheme = uri.split(":", 1)[0]
+    if scheme not in {"http", "https"}:
+        known = {"sqlite", "postgresql", "mysql", "mssql", "databricks", "databricks-uc"}
+        if scheme.split("+")[0] in known:
+            return ""
+        return f"MLflow has no store for {uri}; give http(s)://, sqlite:/// or postgresql://"
+    try:
+        with urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=PROBE_SECONDS):  # noqa: S310  # http(s) only
+            return ""
+    except urllib.error.HTTPError:
+        return ""  # somebody answers; a server behind a login says 401
+    except (urllib.error.URLError, OSError, ValueError) as error:
+        return f"MLflow at {uri} cannot be reached ({getattr(error, 'reason', error)})"
+
+
+@contextmanager
+def following(tracking: Tracking, paths: SearchPaths) -> Iterator[None]:
+    """Project the study into MLflow while the block runs, and once more at its end."""
+    stop = threading.Event()
+    thread = threading.Thread(target=_follow, args=(tracking, paths, stop), name="mlflow", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join(GOODBYE_SECONDS if not tracking.problem else RETRY_SECONDS)
+
+
+def _follow(tracking: Tracking, paths: SearchPaths, stop: threading.Event) -> None:
+    projection: Projection | None = None
+    wait = CYCLE_SECONDS
+    while True:
+        last = stop.wait(wait)
+        wait = CYCLE_SECONDS
+        try:
+            if tracking.uri.startswith("http") and _unreachable(tracking.uri):
+                wait = RETRY_SECONDS
+            else:
+                projection = projection or Projection(tracking, paths)
+                projection.update(read_study(paths.study_db), over=last)
+        except Exception:  # noqa: BLE001  # a thread's outermost line: tracking must never end a search
+            projection, wait = None, RETRY_SECONDS
+        if last:
+            return
+
+
+def sync(tracking: Tracking, paths: SearchPaths) -> int:
+    """Write all runs of a search, or bring them up to date. Returns the number of trials.
+
+    Raises:
+        MlflowException: the store refuses.
+    """
+    table = read_study(paths.study_db)
+    Projection(tracking, paths).update(table, over=True)
+    return len(table.trials)
+
+
+@dataclass
+class Projection:
+    """Runs of one search in one MLflow store."""
+
+    tracking: Tracking
+    paths: SearchPaths
+    _parent: str = ""
+    _runs: dict[int, str] = field(default_factory=dict)
+    _sent: dict[int, tuple[Any, ...]] = field(default_factory=dict)
+
+    def update(self, table: StudyTable, *, over: bool) -> None:
+        """Send what is new. `over`: nobody drives the search any more, so the parent ends and gets its artifacts."""
+        client = self._client()
+        if not self._parent:
+            self._find_runs(client, table)
+        members = {trial.number for trial in front_of(table)}
+        for trial in table.trials:
+            if trial.lora is None or trial.outcome is Outcome.NOT_RUN:
+                continue
+            seen = (trial.state, len(trial.rungs), trial.number in members)
+            if self._sent.get(trial.number) != seen:
+                self._send(client, trial, table, pareto=trial.number in members)
+                self._sent[trial.number] = seen
+        if over:
+            self._end(client, table)
+
+    def _client(self) -> MlflowClient:
+        from mlflow import MlflowClient
+
+        return MlflowClient(tracking_uri=self.tracking.uri)
+
+    def _find_runs(self, client: MlflowClient, table: StudyTable) -> None:
+        name = table.search.name
+        experiment = client.get_experiment_by_name(name)
+        experiment_id = (
+            experiment.experiment_id
+            if experiment is not None
+            else client.create_experiment(name, artifact_location=self.tracking.artifacts)
+        )
+        token = None
+        parent = ""
+        while True:
+            page = client.search_runs([experiment_id], f"tags.`{SEARCH_TAG}` = '{name}'", page_token=token)
+            for run in page:
+                number = run.data.tags.get(TRIAL_TAG)
+                if number is None:
+                    parent = run.info.run_id
+                else:
+                    self._runs[int(number)] = run.info.run_id
+            token = page.token
+            if not token:
+                break
+        self._experiment = experiment_id
+        self._parent = parent or self._new_parent(client, table)
+        client.update_run(self._parent, status="RUNNING")
+
+    def _new_parent(self, client: MlflowClient, table: StudyTable) -> str:
+        from mlflow.entities import Param
+
+        search = table.search
+        started = _millis(table.trials[0].started) if table.trials else None
+        run = client.create_run(self._experiment, start_time=started, run_name=search.name, tags={SEARCH_TAG: search.name})
+        shown = {
+            "model": search.model.name, "task": search.task, "data": search.data.path, "format": search.data.format,
+            "objectives": ", ".join(search.objectives), "constraints": ", ".join(map(str, search.limits)) or "none",
+            "budget.trials": search.budget.trials, "seed": search.seed,
+        }  # fmt: skip
+        space = {f"space.{name}": describe(value) for name, value in search.space.parameters().items()}
+        params = [Param(key, str(value)[:6000]) for key, value in {**shown, **space}.items()]
+        client.log_batch(run.info.run_id, params=params)
+        client.log_artifact(run.info.run_id, str(self.paths.search_yaml))
+        return str(run.info.run_id)
+
+    def _send(self, client: MlflowClient, trial: TrialRecord, table: StudyTable, *, pareto: bool) -> None:
+        from mlflow.entities import Param, RunTag
+
+        new = trial.number not in self._runs
+        if new:
+            self._runs[trial.number] = self._new_child(client, trial, table.search.name)
+        run_id = self._runs[trial.number]
+        params = [Param(key, str(value)) for key, value in trial.lora.model_dump(mode="json").items()] if trial.lora else []
+        tags = {"pareto": "true" if pareto else "false"} if trial.state == "COMPLETE" else {}
+        if trial.outcome is not None:
+            tags |= {"outcome": trial.outcome.value, "reason": trial.outcome.stored}
+        if trial.result is not None and trial.result.error:
+            tags["error"] = trial.result.error[-4000:]
+        if "peak_vram_source" in trial.measurements:
+            tags["peak_vram_source"] = str(trial.measurements["peak_vram_source"])
+        client.log_batch(
+            run_id,
+            metrics=list(_metrics(trial)),
+            params=params if new else [],
+            tags=[RunTag(key, value) for key, value in tags.items()],
+        )
+        if trial.ended is not None:
+            client.set_terminated(run_id, _status(trial), end_time=_millis(trial.ended))
+
+    def _new_child(self, client: MlflowClient, trial: TrialRecord, name: str) -> str:
+        label = f"{trial.number} {trial.lora.label}" if trial.lora else str(trial.number)
+        run = client.create_run(
+            self._experiment,
+            start_time=_millis(trial.started),
+            run_name=label,
+            tags={"mlflow.parentRunId": self._parent, SEARCH_TAG: name, TRIAL_TAG: str(trial.number)},
+        )
+        return str(run.info.run_id)
+
+    def _end(self, client: MlflowClient, table: StudyTable) -> None:
+        from mlflow.entities import Metric
+
+        members = front_of(table)
+        now = max((_millis(trial.ended) for trial in table.trials if trial.ended), default=0)
+        counts = {"trials": len(table.counted), "trials_complete": len(table.complete), "front_size": len(members)}
+        client.log_batch(self._parent, metrics=[Metric(key, value, now, 0) for key, value in counts.items()])
+        client.set_tag(self._parent, "mlflow.note.content", summary(table, markdown=True))
+        client.log_text(self._parent, front_csv(table), "front.csv")
+        for file in (self.paths.front_json, self.paths.front_png):
+            if file.is_file():
+                client.log_artifact(self._parent, str(file))
+        spent = len(table.counted) >= table.search.budget.trials
+        client.set_terminated(self._parent, "KILLED" if table.running and not spent else "FINISHED")
+
+
+def _metrics(trial: TrialRecord) -> Iterator[Any]:
+    """Every curve at its rows, and once what a trial has one of; finite numbers only."""
+    from mlflow.entities import Metric
+
+    for index, report in enumerate(trial.rungs):
+        last = index == len(trial.rungs) - 1
+        on_gpu = report.measurements.get("peak_vram_source") == "cuda_allocator"
+        once = (*ONCE, *(ON_A_GPU if on_gpu else ())) if index == 0 or last else ()
+        time = _millis(trial.started) + round(1000 * (report.measurements.get("train_seconds") or 0)) + index
+        for name in (*CURVES, *once):
+            value = report.measurements.get(name)
+            if isinstance(value, (int, float)) and math.isfinite(value):
+                yield Metric(name, float(value), time, report.rows if name in CURVES else 0)
+
+
+def _status(trial: TrialRecord) -> str:
+    if trial.state == "COMPLETE":
+        return "FINISHED"
+    return "KILLED" if trial.state == "PRUNED" else "FAILED"
+
+
+def _millis(moment: datetime) -> int:
+    return round(moment.timestamp() * 1000)

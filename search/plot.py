@@ -1,0 +1,107 @@
+"""The front as a picture: every trial at full fidelity, the front as a staircase, the bare base as a line."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from lorafront.search.front import front_of, values
+from lorafront.search.study_table import StudyTable, TrialRecord
+from lorafront.spaces.objectives import Objective
+
+mpl.use("Agg")
+INK, QUIET, LINE = "#1a1a2e", "#8a8f98", "#d04a35"
+COLOURS = {
+    "nf4": "#1f77b4", "nf4_double": "#17becf", "fp4": "#9467bd", "int8": "#2ca02c", "bf16": "#ff7f0e",
+    "fp16": "#bcbd22", "fp32": "#7f7f7f",
+}  # fmt: skip
+
+
+def plot_front(table: StudyTable, path: Path) -> None:
+    """Write a PNG of the first two objectives; the cheaper-to-read one (memory, size) is the horizontal axis."""
+    objectives = table.search.objective_list
+    vertical, horizontal = (objectives[0], objectives[1])
+    if horizontal.name == "perplexity":
+        vertical, horizontal = horizontal, vertical
+    members = front_of(table)
+    figure = Figure(figsize=(9, 5.5), dpi=150, layout="constrained")
+    axes = figure.add_subplot()
+    _trials(axes, table, members, horizontal, vertical)
+    if len(objectives) == 2:  # noqa: PLR2004  # with more, the front is no line in the plane
+        _staircase(axes, members, horizontal, vertical)
+    _labels(axes, members, horizontal, vertical)
+    _decorate(axes, table, horizontal, vertical)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{os.getpid()}.png")
+    figure.savefig(aside)
+    aside.replace(path)
+
+
+def _trials(
+    axes: Axes, table: StudyTable, members: list[TrialRecord], horizontal: Objective, vertical: Objective
+) -> None:
+    on_front = {trial.number for trial in members}
+    kinds = sorted({trial.lora.quantization for trial in table.complete if trial.lora}, key=list(COLOURS).index)
+    for kind in kinds:
+        for chosen in (False, True):
+            trials = [
+                trial for trial in table.complete
+                if trial.lora and trial.lora.quantization == kind and (trial.number in on_front) == chosen
+            ]  # fmt: skip
+            points = [values(trial, [horizontal, vertical]) for trial in trials]
+            axes.scatter(
+                [x for x, _ in points], [y for _, y in points], color=COLOURS[kind], s=64 if chosen else 26,
+                alpha=1.0 if chosen else 0.45, edgecolors=INK if chosen else "none", linewidths=1.0,
+                zorder=4 if chosen else 2, label=kind if chosen or not on_front else None,
+            )  # fmt: skip
+        if not any(trial.lora and trial.lora.quantization == kind for trial in members):
+            axes.scatter([], [], color=COLOURS[kind], s=26, alpha=0.45, label=kind)
+
+
+def _staircase(axes: Axes, members: list[TrialRecord], horizontal: Objective, vertical: Objective) -> None:
+    points = sorted(values(trial, [horizontal, vertical]) for trial in members)
+    if points:
+        axes.step([x for x, _ in points], [y for _, y in points], where="post", color=LINE, linewidth=1.6, zorder=3)
+
+
+def _labels(axes: Axes, members: list[TrialRecord], horizontal: Objective, vertical: Objective) -> None:
+    """Name members, right of their points; of crowded ones only the first, the table names the rest."""
+    points = sorted(((*values(trial, [horizontal, vertical]), trial) for trial in members), key=lambda p: p[:2])
+    low, high = axes.get_ylim()
+    taken: list[float] = []
+    for x, y, trial in points:
+        height = (y - low) / (high - low)
+        if trial.lora is None or any(abs(height - other) < 0.045 for other in taken):  # noqa: PLR2004  # a text's height
+            continue
+        taken.append(height)
+        axes.annotate(
+            f"{trial.number}: {trial.lora.label}", (x, y), xytext=(7, 5), textcoords="offset points", fontsize=7.5,
+            color=INK, zorder=5,
+        )  # fmt: skip
+
+
+def _decorate(axes: Axes, table: StudyTable, horizontal: Objective, vertical: Objective) -> None:
+    for objective, name in ((horizontal, "x"), (vertical, "y")):
+        text = objective.label + (f" ({objective.unit})" if objective.unit else "")
+        getattr(axes, f"set_{name}label")(text)
+    for limit in table.search.limits:
+        if limit.name == horizontal.name:
+            axes.axvline(limit.bound, color=QUIET, linestyle=":", linewidth=1)
+        if limit.name == vertical.name:
+            axes.axhline(limit.bound, color=QUIET, linestyle=":", linewidth=1)
+    base = min(table.base_perplexity.values(), default=None)
+    subtitle = f"{len(table.complete)} trials at full fidelity"
+    if base is not None and "perplexity" in table.search.objectives:
+        subtitle += f"; the bare base has perplexity {base:.1f}"
+    axes.set_title(f"{table.search.name}: Pareto front\n", loc="left", fontsize=12, color=INK, fontweight="bold")
+    axes.text(0, 1.02, subtitle, transform=axes.transAxes, fontsize=9, color=QUIET)
+    axes.grid(visible=True, color="#e6e8eb", linewidth=0.8, zorder=0)
+    axes.set_axisbelow(True)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    axes.margins(x=0.12, y=0.1)
+    axes.legend(title="base stored as", frameon=False, fontsize=8.5, title_fontsize=8.5, loc="upper right")

@@ -1,0 +1,237 @@
+"""What a user sees while a search runs: a live table on a terminal, plain lines elsewhere.
+
+Observers are told by the searcher, after the study has it. They keep their own small state and never touch the study.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from lorafront.search.search_file import SearchFile
+from lorafront.spaces.lora import LoraConfiguration
+from lorafront.trainables.outcome import Outcome
+from lorafront.trainables.trial import Report
+
+Clock = Callable[[], float]
+
+
+class Observer(Protocol):
+    """Hears of a trial's life."""
+
+    def begun(self, search: SearchFile, rungs: tuple[int, ...], recorded: int) -> None:
+        """The search starts, or goes on with so many trials recorded."""
+
+    def started(self, number: int, lora: LoraConfiguration) -> None:
+        """A trial was handed to a worker."""
+
+    def reported(self, number: int, report: Report) -> None:
+        """A trial reached a rung or ended."""
+
+    def said(self, message: str) -> None:
+        """Something that a user should know."""
+
+    def ended(self) -> None:
+        """Nothing more will come."""
+
+
+class Silent:
+    """An observer that shows nothing."""
+
+    def begun(self, search: SearchFile, rungs: tuple[int, ...], recorded: int) -> None:
+        """Nothing."""
+
+    def started(self, number: int, lora: LoraConfiguration) -> None:
+        """Nothing."""
+
+    def reported(self, number: int, report: Report) -> None:
+        """Nothing."""
+
+    def said(self, message: str) -> None:
+        """Nothing."""
+
+    def ended(self) -> None:
+        """Nothing."""
+
+
+class PlainLines:
+    """One line per event, for logs and pipes."""
+
+    def __init__(self, say: Callable[[str], None], clock: Clock = time.monotonic) -> None:
+        """Args: say: prints a line. clock: seconds."""
+        self._say = say
+        self._clock = clock
+        self._labels: dict[int, str] = {}
+
+    def begun(self, search: SearchFile, rungs: tuple[int, ...], recorded: int) -> None:
+        """Name the search and its rungs."""
+        self._start, self._rungs, self._budget, self._done = self._clock(), rungs, search.budget.trials, recorded
+        self._already = recorded
+        self._say(f"search {search.name}: {self._budget} trials, rungs at {', '.join(map(str, rungs))} rows")
+
+    def started(self, number: int, lora: LoraConfiguration) -> None:
+        """Its label."""
+        self._labels[number] = lora.label
+        self._say(f"trial {number} starts: {lora.label} lr {lora.learning_rate:.2g}")
+
+    def reported(self, number: int, report: Report) -> None:
+        """Its numbers, and the time left once one has ended."""
+        line = f"trial {number} ({self._labels.get(number, '?')}) at {report.rows} of {self._rungs[-1]} rows"
+        if report.measurements:
+            line += f": {_numbers(report)}"
+        if report.outcome is not None:
+            self._done += report.outcome.counts
+            line += f"; {report.outcome.value}"
+            if report.error:
+                line += f": {last_line(report.error)}"
+            passed = self._clock() - self._start
+            line += f" [{self._done}/{self._budget}, {time_left(passed, self._done - self._already, self._budget - self._done)}]"
+        self._say(line)
+
+    def said(self, message: str) -> None:
+        """As it is."""
+        self._say(message)
+
+    def ended(self) -> None:
+        """Nothing to close."""
+
+
+@dataclass
+class _Row:
+    label: str
+    rows: int = 0
+    report: Report | None = None
+    outcome: Outcome | None = None
+
+
+@dataclass
+class LiveTable:
+    """A table that is drawn again twice a second."""
+
+    console: Console
+    clock: Clock = time.monotonic
+    _rows: dict[int, _Row] = field(default_factory=dict)
+    _messages: list[str] = field(default_factory=list)
+    _live: Live | None = None
+
+    def begun(self, search: SearchFile, rungs: tuple[int, ...], recorded: int) -> None:
+        """Start drawing."""
+        self._search, self._rungs, self._already, self._start = search, rungs, recorded, self.clock()
+        self._live = Live(get_renderable=self.render, console=self.console, refresh_per_second=2, transient=True)
+        self._live.start()
+
+    def started(self, number: int, lora: LoraConfiguration) -> None:
+        """A new row."""
+        self._rows[number] = _Row(lora.label)
+
+    def reported(self, number: int, report: Report) -> None:
+        """New numbers in a row."""
+        row = self._rows.setdefault(number, _Row("?"))
+        row.rows, row.outcome = report.rows, report.outcome
+        row.report = report if report.measurements else row.report
+
+    def said(self, message: str) -> None:
+        """Shown below the table, the newest three."""
+        self._messages = [*self._messages, message][-3:]
+
+    def ended(self) -> None:
+        """Stop drawing."""
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+    def render(self) -> Group:
+        """The picture of this moment."""
+        running = {n: row for n, row in self._rows.items() if row.outcome is None}
+        ended = {n: row for n, row in self._rows.items() if row.outcome is not None}
+        best = {n: row for n, row in ended.items() if n in self._front_so_far(ended)}
+        table = Table(title=self._headline(running, ended), title_justify="left", expand=False)
+        for name in ("trial", "configuration", "rows", "perplexity", "peak VRAM GiB", "state"):
+            table.add_column(name, justify="left" if name in {"configuration", "state"} else "right", overflow="fold")
+        for number, row in running.items():
+            self._add(table, number, row, "running" if row.rows or row.report else "starting")
+        for number, row in sorted(best.items(), key=lambda item: _value(item[1], "perplexity")):
+            self._add(table, number, row, "[bold]front so far[/bold]")
+        recent = [n for n in ended if n not in best][-5:]
+        for number in recent:
+            outcome = ended[number].outcome
+            self._add(table, number, ended[number], outcome.name.lower().replace("_", " ") if outcome else "")
+        return Group(table, *(Text(message, style="dim") for message in self._messages))
+
+    def _headline(self, running: dict[int, _Row], ended: dict[int, _Row]) -> str:
+        outcomes = [row.outcome for row in ended.values() if row.outcome is not None]
+        counted = sum(outcome.counts for outcome in outcomes)
+        failed = sum(outcome.is_failure and outcome.counts for outcome in outcomes)
+        stopped = sum(outcome in {Outcome.STOPPED, Outcome.DIVERGED} for outcome in outcomes)
+        done, budget = self._already + counted, self._search.budget.trials
+        left = time_left(self.clock() - self._start, counted, budget - done)
+        return (
+            f"{self._search.name}  {done}/{budget} trials: {len(running)} running, {counted - failed - stopped} finished, "
+            f"{stopped} stopped, {failed} failed; {left}"
+        )
+
+    def _front_so_far(self, ended: dict[int, _Row]) -> set[int]:
+        import numpy as np
+        from moocore import is_nondominated
+
+        objectives = self._search.objective_list
+        limits = self._search.limits
+        complete = {
+            n: row.report.measurements
+            for n, row in ended.items()
+            if row.outcome is Outcome.COMPLETE and row.report is not None
+            and all(limit.holds(row.report.measurements.get(limit.name, float("nan"))) for limit in limits)
+        }  # fmt: skip
+        if not complete:
+            return set()
+        points = np.array([[m[o.name] for o in objectives] for m in complete.values()], dtype=float)
+        kept = is_nondominated(points, maximise=[o.direction == "maximize" for o in objectives], keep_weakly=True)
+        return {n for n, keep in zip(complete, kept, strict=True) if keep}
+
+    def _add(self, table: Table, number: int, row: _Row, state: str) -> None:
+        table.add_row(
+            str(number), row.label, f"{row.rows}/{self._rungs[-1]}", _cell(row, "perplexity", ".2f"),
+            _cell(row, "peak_vram_gb", ".4g"), state,
+        )  # fmt: skip
+
+
+def _value(row: _Row, name: str) -> float:
+    return float(row.report.measurements.get(name) or 0) if row.report else 0.0
+
+
+def _cell(row: _Row, name: str, form: str) -> str:
+    value = row.report.measurements.get(name) if row.report else None
+    return "" if value is None else format(value, form)
+
+
+def _numbers(report: Report) -> str:
+    measured = report.measurements
+    perplexity, peak = measured.get("perplexity"), measured.get("peak_vram_gb")
+    parts = [f"perplexity {perplexity:.2f}"] if perplexity is not None else []
+    parts += [f"peak VRAM {peak:.4g} GiB"] if peak is not None else []
+    return ", ".join(parts)
+
+
+def time_left(passed: float, done: int, remaining: int) -> str:
+    """An estimate from the trials so far: `2 min left`; no promise before the first one has ended."""
+    if remaining <= 0:
+        return "the last ones"
+    if done <= 0:
+        return "time left unknown"
+    seconds = passed / done * remaining
+    if seconds < 90:  # noqa: PLR2004  # below that, minutes say too little
+        return f"{seconds:.0f} s left"
+    return f"{seconds / 60:.0f} min left" if seconds < 5400 else f"{seconds / 3600:.1f} h left"  # noqa: PLR2004
+
+
+def last_line(text: str) -> str:
+    """The line of a traceback that says what happened."""
+    lines = text.strip().splitlines()
+    return lines[-1][:300] if lines else ""

@@ -1,0 +1,67 @@
+"""A trial as Ray Tune runs it: an actor that is reused, and keeps the frozen base between trials of one base key.
+
+Thin: all work is `lorafront.trainables`. A trial's own failure is a report, so the actor lives on.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ray import tune
+
+from lorafront.trainables.trial import Trial, TrialFolder
+
+NUMBER, FOLDER, CONFIG, ENGINE = "number", "folder", "config", "engine"
+REPORT = "report"
+ENGINES = ("process", "toy")
+
+
+class TrialTrainable(tune.Trainable):
+    """One step is one rung."""
+
+    def setup(self, config: dict[str, Any]) -> None:
+        """Start the first trial of this actor."""
+        self._bases: Any = None
+        self._open(config)
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Start another trial in the same process."""
+        self._trial.close()
+        self._open(new_config)
+        return True
+
+    def step(self) -> dict[str, Any]:
+        """Train to the next rung; `done` where the trial has ended."""
+        report = self._trial.next_rung()
+        if report.outcome is not None and report.outcome.is_failure:
+            self._bases = None  # whatever broke may have left the base in pieces
+        # As text: Ray Tune flattens nested results on their way to the searcher.
+        return {REPORT: json.dumps(report.as_json()), "done": report.outcome is not None}
+
+    def cleanup(self) -> None:
+        """Give the base back."""
+        self._trial.close()
+
+    def _open(self, config: dict[str, Any]) -> None:
+        make = _toy(config) if config[ENGINE] == "toy" else self._peft(config)
+        rungs = tuple(config[CONFIG]["rungs"])
+        self._trial = Trial(make, rungs, TrialFolder(Path(config[FOLDER])))
+
+    def _peft(self, config: dict[str, Any]) -> Any:
+        from lorafront.trainables.config import TrialConfig
+        from lorafront.trainables.models import BaseCache
+        from lorafront.trainables.peft_session import open_session
+
+        if self._bases is None:
+            self._bases = BaseCache()
+        trial = TrialConfig.model_validate(config[CONFIG])
+        return lambda: open_session(trial, self._bases)
+
+
+def _toy(config: dict[str, Any]) -> Any:
+    from lorafront.spaces.lora import LoraConfiguration
+    from lorafront.trainables.toy import ToySession
+
+    return lambda: ToySession(LoraConfiguration.model_validate(config[CONFIG]["lora"]), config[CONFIG]["seed"])

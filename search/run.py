@@ -1,0 +1,243 @@
+"""Wires a search together: checks, study, Ray Tune, MLflow, files at the end.
+
+`run_search` starts a new search, `resume_search` goes on with one; both return the study as it stands when the driver is
+done. The driver is the only writer of the study and of MLflow.
+"""
+
+from __future__ import annotations
+
+import lorafront.search.environment  # isort: skip  # noqa: F401  # before Ray and MLflow
+
+import contextlib
+import logging
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from lorafront.search import mlflow_tracker
+from lorafront.search.front import as_json, front_of
+from lorafront.search.ownership import owned
+from lorafront.search.paths import RootPaths, SearchPaths
+from lorafront.search.preflight import Prepared, check
+from lorafront.search.progress import Observer
+from lorafront.search.search_file import SearchFile
+from lorafront.search.study_table import StudyTable, read_study
+from lorafront.spaces.errors import Incomplete, InvalidInput, Problem, SearchExists
+from lorafront.trainables.checkpoint import write_json, write_text
+
+MAX_WORKER_LOSSES = 2  # a trial whose worker died is started again so often, from its last checkpoint
+
+
+def run_search(search: SearchFile, text: str, root: RootPaths, observer: Observer, *, near: Path, engine: str = "process") -> StudyTable:
+    """Run a new search to its end.
+
+    Args:
+        search: the validated file.
+        text: the file as the user wrote it.
+        root: where searches stand.
+        observer: hears of every trial.
+        near: folder of the search file.
+        engine: `process`, or `toy` for a run without torch.
+
+    Raises:
+        InvalidInput: the search cannot work; nothing was written.
+        SearchExists: the name is taken.
+        Incomplete: it was interrupted; `resume_search` goes on.
+    """
+    paths = root.search(search.name)
+    refuse_existing(paths)
+    prepared = check(search, root, near)
+    tracking = mlflow_tracker.open_tracking(prepared.search, root)
+    if tracking.problem and prepared.search.tracking.required:
+        raise InvalidInput([Problem(("tracking", "uri"), tracking.problem)])
+    paths.folder.mkdir(parents=True, mode=0o700)
+    with owned(paths):
+        write_text(paths.search_yaml, text)
+        prepared.store()
+        return _drive(prepared, paths, observer, tracking, engine, create=True)
+
+
+def resume_search(name: str, root: RootPaths, observer: Observer, *, engine: str = "process") -> StudyTable:
+    """Go on with a search until its budget is spent; trials that were running keep their numbers.
+
+    Raises:
+        SearchNotFound: there is none of that name.
+        SearchOwned: its driver is alive.
+    """
+    paths = root.existing(name)
+    with owned(paths):
+        prepared = check(read_study(paths.study_db).search, root, paths.folder)
+        prepared.store()
+        return _drive(
+            prepared, paths, observer, mlflow_tracker.open_tracking(prepared.search, root), engine, create=False
+        )
+
+
+def refuse_existing(paths: SearchPaths) -> None:
+    """Raise SearchExists where the name is taken; a folder without a study is no search and is refused as well."""
+    if paths.study_db.is_file():
+        raise SearchExists(
+            f"search {paths.name!r} exists already in {paths.folder}; `lorafront resume {paths.name}` goes on with it, "
+            "or choose another name"
+        )
+    if paths.folder.exists() and any(paths.folder.iterdir()):
+        raise SearchExists(f"{paths.folder} is there and is no search; choose another name or move it away")
+
+
+def _drive(
+    prepared: Prepared,
+    paths: SearchPaths,
+    observer: Observer,
+    tracking: mlflow_tracker.Tracking,
+    engine: str,
+    *,
+    create: bool,
+) -> StudyTable:
+    from lorafront.search.study import StudyLedger
+
+    ledger = StudyLedger(paths.study_db, prepared.search, create=create)
+    epoch = ledger.begin_epoch()
+    ledger.note(prepared.notes)
+    unfinished = _reconcile(ledger, paths)
+    observer.begun(prepared.search, prepared.rungs, ledger.recorded)
+    try:
+        for note in prepared.notes:
+            observer.said(note)
+        if tracking.problem:
+            observer.said(f"{tracking.problem}; its runs are written when it answers again")
+        with mlflow_tracker.following(tracking, paths):
+            if ledger.recorded < prepared.search.budget.trials:
+                _tune(prepared, paths, ledger, observer, unfinished, epoch, engine)
+            table = read_study(paths.study_db)
+            write_front(table, paths)
+    except KeyboardInterrupt:
+        raise Incomplete(f"interrupted; go on with: lorafront resume {paths.name}") from None
+    finally:
+        observer.ended()
+    return table
+
+
+def _reconcile(ledger: Any, paths: SearchPaths) -> list[Any]:
+    """Tell what finished while no driver was listening; return what has to be run again.
+
+    A result file is durable before anyone hears of it, so a trial whose driver died is told from its file.
+    """
+    unfinished = []
+    epochs = {trial.number: trial.epoch for trial in read_study(paths.study_db).running}
+    for number, lora in ledger.running():
+        result = paths.trial(number, epochs.get(number, 0)).read_result()
+        if result is not None:
+            ledger.tell(number, result)
+        else:
+            unfinished.append((number, lora))
+    return unfinished
+
+
+def _tune(
+    prepared: Prepared, paths: SearchPaths, ledger: Any, observer: Observer, unfinished: list[Any], epoch: int, engine: str
+) -> None:
+    from ray import tune
+    from ray.tune import CheckpointConfig, FailureConfig, RunConfig, TuneConfig
+
+    from lorafront.search.optuna_searcher import OptunaSearcher
+    from lorafront.search.ray_trainable import CONFIG, ENGINE, FOLDER, NUMBER, TrialTrainable
+
+    # A trial goes on in the folder of the epoch that began it, so that its checkpoints are found.
+    begun = {trial.number: trial.epoch for trial in read_study(paths.study_db).running if trial.epoch}
+
+    def dispatch(number: int, lora: Any) -> dict[str, Any]:
+        folder = paths.trial(number, epoch).path
+        if number in begun and begun[number] != epoch:
+            _adopt(paths.trial(number, begun[number]).path, folder)
+        return {
+            NUMBER: number,
+            FOLDER: str(folder.absolute()),
+            CONFIG: prepared.trial(lora).model_dump(mode="json"),
+            ENGINE: engine,
+        }
+
+    searcher = OptunaSearcher(
+        ledger, dispatch, lambda number: paths.trial(number, epoch).read_result(), observer, unfinished=unfinished
+    )
+    with ray_cluster() as scratch:
+        tuner = tune.Tuner(
+            tune.with_resources(TrialTrainable, resources_per_trial(prepared.search)),
+            tune_config=TuneConfig(
+                metric="training_iteration",
+                mode="max",
+                search_alg=searcher,
+                num_samples=-1,
+                max_concurrent_trials=prepared.search.resources.max_concurrent,
+                reuse_actors=True,
+            ),
+            run_config=RunConfig(
+                name="tune",
+                storage_path=str(scratch),
+                verbose=0,
+                failure_config=FailureConfig(max_failures=MAX_WORKER_LOSSES),
+                checkpoint_config=CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
+            ),
+        )
+        tuner.fit()
+    if searcher.exhausted:
+        observer.said("the space has no more configurations to try; the search ends before its budget")
+
+
+def _adopt(old: Path, new: Path) -> None:
+    """Copy an earlier epoch's checkpoints: what an old worker still writes goes where nobody looks."""
+    if old.is_dir() and not new.exists():
+        shutil.copytree(old, new)
+
+
+def resources_per_trial(search: SearchFile) -> dict[str, float]:
+    """What Ray reserves for one trial: CPU cores, and GPUs where there are any."""
+    import torch
+
+    resources: dict[str, float] = {"cpu": search.resources.cpus_per_trial}
+    if torch.cuda.is_available():
+        resources["gpu"] = 1.0 if search.resources.gpus_per_trial is None else search.resources.gpus_per_trial
+    return resources
+
+
+@contextlib.contextmanager
+def ray_cluster() -> Iterator[Path]:
+    """A Ray of our own on this machine, loopback only, while the block runs; one that is there already is used.
+
+    Yields:
+        A private scratch folder for what Ray Tune writes and nobody reads.
+    """
+    import ray
+
+    scratch = Path(tempfile.mkdtemp(prefix="lf-"))  # short: Ray puts sockets below it, and their names have a limit
+    started = not ray.is_initialized()
+    try:
+        if started:
+            ray.init(
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                configure_logging=True,
+                _temp_dir=str(scratch / "ray"),
+                _node_ip_address="127.0.0.1",
+            )
+        for name in ("ray", "ray.tune", "ray.train"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)  # what went wrong with a trial is told by the observer
+        yield scratch / "tune"
+    finally:
+        if started:
+            ray.shutdown()
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def write_front(table: StudyTable, paths: SearchPaths) -> None:
+    """Write `front.json` and `front.png`; the same study gives the same JSON."""
+    from lorafront.search.plot import plot_front
+
+    members = front_of(table)
+    write_json(paths.front_json, as_json(members, table.search.objective_list))
+    if table.complete:
+        plot_front(table, paths.front_png)
+
+

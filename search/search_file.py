@@ -1,0 +1,256 @@
+"""The search file: its schema, its defaults, and messages that name the key, the value found and the fix.
+
+Every section is frozen; all errors of a file are raised together as one InvalidInput.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from annotated_types import Ge, Gt, Le
+from pydantic import BaseModel, BeforeValidator, Field, ValidationError, field_validator, model_validator
+from pydantic_core import ErrorDetails, PydanticCustomError
+
+from lorafront.search.paths import check_name
+from lorafront.search.yaml_file import locate, read_yaml
+from lorafront.spaces.errors import InvalidInput, Problem, did_you_mean
+from lorafront.spaces.lora import ALPHA_FORMS, AlphaAbsolute, AlphaRatio, Count, LoraSpace
+from lorafront.spaces.objectives import OBJECTIVES, Limit, Objective, parse_limit
+from lorafront.spaces.parameters import FORMS, Range, Real, Whole
+from lorafront.trainables.config import DataConfig, ModelConfig, Section, TrainingConfig
+
+MAX_TRIALS = 100_000
+_SECRET = re.compile(r"\bhf_[A-Za-z0-9]{16,}|\bsk-[A-Za-z0-9_-]{16,}|://[^/\s:@]+:[^/\s@]+@|\bghp_[A-Za-z0-9]{20,}")
+
+
+class Budget(Section):
+    """When the search ends: whichever comes first."""
+
+    trials: Annotated[Whole, Ge(1), Le(MAX_TRIALS)] = Field(default=32, description="trials, failed ones included")
+    hours: Annotated[Real, Gt(0)] | None = Field(default=None, description="no trial starts after so many hours")
+
+
+def _share(value: float) -> float:
+    whole = value >= 1 and value == int(value)
+    if not whole and not (0 < value < 1 and value * 16 == int(value * 16)):
+        raise PydanticCustomError(
+            "rule",
+            "must be a whole number of GPUs, or sixteenths of one such as 0.25, 0.125, 0.0625 (got {value})",
+            {"value": value},
+        )
+    return value
+
+
+class Resources(Section):
+    """What one trial gets, and how many run at once."""
+
+    gpus_per_trial: Annotated[Real, Field()] | None = Field(
+        default=None, description="GPUs, or sixteenths of one; none is a whole GPU each where there is one"
+    )
+    cpus_per_trial: Count = Field(default=1, description="CPU cores, which is also its threads")
+    max_concurrent: Count | None = Field(default=None, description="trials at once at most; none is what fits")
+
+    @field_validator("gpus_per_trial")
+    @classmethod
+    def _sixteenths(cls, value: float | None) -> float | None:
+        return None if value is None else _share(value)
+
+
+class Tracking(Section):
+    """Where MLflow is."""
+
+    uri: str | None = Field(default=None, description="MLflow tracking URI; none is a SQLite file under the root")
+    required: Annotated[bool, Field(strict=True)] = Field(
+        default=False, description="refuse to start while MLflow cannot be reached, instead of writing its runs later"
+    )
+
+
+def _model(raw: object) -> object:
+    return {"name": raw} if isinstance(raw, str) else raw
+
+
+def _name(raw: object) -> object:
+    if not isinstance(raw, str):
+        raise PydanticCustomError("rule", "must be text (got {value})", {"value": repr(raw)})
+    try:
+        return check_name(raw)
+    except ValueError as error:
+        raise PydanticCustomError("rule", "{reason}", {"reason": str(error)}) from error
+
+
+class SearchFile(Section):
+    """All that a search is. See `lorafront init` for a commented file."""
+
+    name: Annotated[str, BeforeValidator(_name)]
+    model: Annotated[ModelConfig, BeforeValidator(_model)]
+    task: Literal["causal_lm"] = "causal_lm"
+    data: DataConfig
+    space: LoraSpace = LoraSpace()
+    objectives: Annotated[list[str], Field(min_length=2, max_length=4)] = ["perplexity", "peak_vram_gb"]
+    constraints: dict[str, str] = {}
+    training: TrainingConfig = TrainingConfig(epochs=1)
+    budget: Budget = Budget()
+    resources: Resources = Resources()
+    tracking: Tracking = Tracking()
+    seed: Annotated[Whole, Ge(0), Le(2**31 - 1)] = 0
+
+    @field_validator("objectives")
+    @classmethod
+    def _objectives(cls, names: list[str]) -> list[str]:
+        for name in names:
+            _known_measurement(name)
+        repeated = sorted({name for name in names if names.count(name) > 1})
+        if repeated:
+            raise PydanticCustomError("rule", "each objective once; repeated: {names}", {"names": ", ".join(repeated)})
+        return names
+
+    @field_validator("constraints", mode="before")
+    @classmethod
+    def _constraints(cls, raw: object) -> object:
+        if isinstance(raw, dict):
+            for name, text in raw.items():
+                _known_measurement(name)
+                try:
+                    parse_limit(name, text)
+                except ValueError as error:
+                    raise PydanticCustomError("rule", "{name} {reason}", {"name": name, "reason": str(error)}) from error
+        return raw
+
+    @model_validator(mode="after")
+    def _times_are_measured_alone(self) -> Self:
+        share = self.resources.gpus_per_trial
+        if "train_seconds" in self.objectives and share is not None and share < 1:
+            raise PydanticCustomError(
+                "rule",
+                "objective train_seconds is only honest on a device of its own; set resources.gpus_per_trial to 1 "
+                "(got {share})",
+                {"share": share},
+            )
+        return self
+
+    @property
+    def objective_list(self) -> list[Objective]:
+        """The objectives with direction and unit, in the file's order."""
+        return [OBJECTIVES[name] for name in self.objectives]
+
+    @property
+    def limits(self) -> tuple[Limit, ...]:
+        """The constraints, parsed."""
+        return tuple(parse_limit(name, text) for name, text in self.constraints.items())
+
+
+def _known_measurement(name: str) -> None:
+    if name not in OBJECTIVES:
+        raise PydanticCustomError(
+            "rule",
+            "unknown objective {name}; there is {known}.{hint}",
+            {"name": repr(name), "known": ", ".join(OBJECTIVES), "hint": did_you_mean(str(name), OBJECTIVES)},
+        )
+
+
+def read_search_file(path: Path) -> SearchFile:
+    """Read and validate a file.
+
+    Raises:
+        InvalidInput: all problems, each with `file:line:column  key`.
+    """
+    data, positions = read_yaml(path)
+    try:
+        return parse_search(data)
+    except InvalidInput as error:
+        raise InvalidInput(locate(error.problems, path, positions)) from error
+
+
+def parse_search(data: dict[str, Any]) -> SearchFile:
+    """Validate a mapping in the form of a search file.
+
+    Raises:
+        InvalidInput: all problems, each with its key path.
+    """
+    problems = list(_secrets(data, ()))
+    try:
+        search = SearchFile.model_validate(data)
+    except ValidationError as error:
+        problems += [_problem(details, data) for details in error.errors(include_url=False)]
+    if problems:
+        raise InvalidInput(problems)
+    return search
+
+
+def _secrets(value: Any, path: tuple[str | int, ...]) -> Iterable[Problem]:
+    if isinstance(value, dict):
+        for key, child in value.items():
+            yield from _secrets(child, (*path, key))
+    elif isinstance(value, list):
+        for index, child in enumerate(value):
+            yield from _secrets(child, (*path, index))
+    elif isinstance(value, str) and _SECRET.search(value):
+        yield Problem(path, "looks like a secret; give it in the environment (HF_TOKEN, MLFLOW_TRACKING_PASSWORD) instead")
+
+
+def _problem(details: ErrorDetails, data: dict[str, Any]) -> Problem:
+    """pydantic's error in the words of the file."""
+    path = _path_in_file(details["loc"], data)
+    kind, facts, found = details["type"], details.get("ctx", {}), details["input"]
+    got = f"(got {_short(found)})"
+    bounds = {"greater_than": ("gt", ">"), "greater_than_equal": ("ge", ">="), "less_than": ("lt", "<"),
+              "less_than_equal": ("le", "<=")}  # fmt: skip
+    if kind == "extra_forbidden":
+        return Problem(path, f"unknown key.{did_you_mean(str(path[-1]), _keys_at(path[:-1]))}")
+    if kind == "missing":
+        return Problem(path, "missing; it has no default")
+    if kind in bounds:
+        return Problem(path, f"must be {bounds[kind][1]} {facts[bounds[kind][0]]:g} {got}")
+    if kind == "literal_error":
+        allowed = str(facts["expected"]).replace("'", "").replace(" or ", ", ")
+        return Problem(path, f"must be one of {allowed} {got}.{did_you_mean(str(found), allowed.split(', '))}")
+    if kind in {"too_short", "too_long"}:
+        word = f"at least {facts['min_length']}" if kind == "too_short" else f"at most {facts['max_length']}"
+        return Problem(path, f"needs {word} {'entry' if word.endswith(' 1') else 'entries'} {got}")
+    if kind == "string_too_short":
+        return Problem(path, "must not be empty")
+    expected = {"string_type": "text", "bool_type": "true or false", "dict_type": "a mapping", "list_type": "a list",
+                "model_type": "a mapping", "model_attributes_type": "a mapping"}  # fmt: skip
+    if kind in expected:
+        return Problem(path, f"must be {expected[kind]} {got}")
+    return Problem(path, details["msg"])
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _path_in_file(location: tuple[str | int, ...], data: Any) -> tuple[str | int, ...]:
+    """pydantic's location without the tags of its unions and the keys that a short form leaves out."""
+    path: list[str | int] = []
+    here = data
+    for index, part in enumerate(location):
+        if part in FORMS or part in ALPHA_FORMS:
+            continue
+        last = index == len(location) - 1
+        inside = isinstance(here, dict) and part in here
+        if part in {"absolute", "name"} and not inside and path and not (isinstance(here, dict) and last):
+            continue
+        path.append(part)
+        if isinstance(here, dict):
+            here = here.get(str(part))
+        elif isinstance(here, list) and isinstance(part, int) and part < len(here):
+            here = here[part]
+    return tuple(path)
+
+
+def _keys_at(path: tuple[str | int, ...]) -> list[str]:
+    """Keys that a mapping at that place may have."""
+    if not path:
+        return list(SearchFile.model_fields)
+    section = SearchFile.model_fields.get(str(path[0]))
+    model = section.annotation if section is not None else None
+    if len(path) == 1 and isinstance(model, type) and issubclass(model, BaseModel):
+        return list(model.model_fields)
+    if path[:2] == ("space", "alpha") and len(path) == 2:  # noqa: PLR2004  # the alpha mapping itself
+        return [*AlphaRatio.model_fields, *AlphaAbsolute.model_fields, *Range.model_fields]
+    return list(Range.model_fields)

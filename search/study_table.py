@@ -1,0 +1,138 @@
+"""What a study says, read by SQL: one row per trial, without importing Optuna.
+
+The only reader that `status`, `pareto`, `list`, `export` and the MLflow projection use; it never writes.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from lorafront.search.search_file import SearchFile
+from lorafront.spaces.errors import StateUnreadable
+from lorafront.spaces.lora import LoraConfiguration
+from lorafront.trainables.outcome import Outcome
+from lorafront.trainables.trial import Report
+
+# Names of the attributes that the driver writes (search/study.py).
+CONFIGURATION, EPOCH, RUNG, OUTCOME, RESULT = "configuration", "epoch", "rung:", "outcome", "result"
+SEARCH, NOTES, BASE = "search", "notes", "base_perplexity"
+
+
+@dataclass(frozen=True)
+class TrialRecord:
+    """One trial as the study has it.
+
+    Attributes:
+        number: the Optuna trial number.
+        state: Optuna's: COMPLETE, PRUNED, FAIL, RUNNING or WAITING.
+        lora: its configuration; None for a trial that was asked for and never got one.
+        epoch: of the driver that last started it.
+        rungs: reports so far, by rows.
+        result: the final report; None while it runs.
+        started: when it was asked for.
+        ended: when it was told; None while it runs.
+    """
+
+    number: int
+    state: str
+    lora: LoraConfiguration | None
+    epoch: int
+    rungs: tuple[Report, ...]
+    result: Report | None
+    started: datetime
+    ended: datetime | None
+
+    @property
+    def outcome(self) -> Outcome | None:
+        """How it ended."""
+        return self.result.outcome if self.result else None
+
+    @property
+    def last(self) -> Report | None:
+        """The newest report with measurements."""
+        if self.result is not None and self.result.measurements:
+            return self.result
+        return self.rungs[-1] if self.rungs else None
+
+    @property
+    def measurements(self) -> dict[str, Any]:
+        """Of the newest report; empty where there is none."""
+        return self.last.measurements if self.last else {}
+
+
+@dataclass(frozen=True)
+class StudyTable:
+    """A whole study at one moment."""
+
+    search: SearchFile
+    trials: tuple[TrialRecord, ...]
+    base_perplexity: dict[str, float]
+    notes: tuple[str, ...]
+
+    @cached_property
+    def counted(self) -> tuple[TrialRecord, ...]:
+        """Trials that spent budget."""
+        return tuple(trial for trial in self.trials if trial.outcome is not None and trial.outcome.counts)
+
+    @property
+    def complete(self) -> tuple[TrialRecord, ...]:
+        """Trials at full fidelity."""
+        return tuple(trial for trial in self.trials if trial.state == "COMPLETE")
+
+    @property
+    def running(self) -> tuple[TrialRecord, ...]:
+        """Trials that were started and have not ended."""
+        return tuple(trial for trial in self.trials if trial.state == "RUNNING")
+
+
+def read_study(path: Path) -> StudyTable:
+    """Read a study file.
+
+    Raises:
+        StateUnreadable: it is no study, or is damaged.
+    """
+    try:
+        with _open(path) as database:
+            attributes = dict(database.execute("SELECT key, value_json FROM study_user_attributes"))
+            if SEARCH not in attributes:
+                raise StateUnreadable(f"{path} holds no search: its driver ended before it was set up; delete {path.parent}")
+            search = SearchFile.model_validate(json.loads(attributes[SEARCH]))
+            trials = tuple(_trials(database))
+    except (sqlite3.Error, ValueError, KeyError) as error:
+        raise StateUnreadable(f"{path} cannot be read: {error}") from error
+    base = {key.removeprefix(f"{BASE}:"): json.loads(value) for key, value in attributes.items() if key.startswith(BASE)}
+    return StudyTable(search, trials, base, tuple(json.loads(attributes.get(NOTES, "[]"))))
+
+
+@contextmanager
+def _open(path: Path) -> Iterator[sqlite3.Connection]:
+    with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=60)) as database:
+        yield database
+
+
+def _trials(database: sqlite3.Connection) -> Iterator[TrialRecord]:
+    attributes: dict[int, dict[str, Any]] = {}
+    for trial_id, key, value in database.execute("SELECT trial_id, key, value_json FROM trial_user_attributes"):
+        attributes.setdefault(trial_id, {})[key] = json.loads(value)
+    query = "SELECT trial_id, number, state, datetime_start, datetime_complete FROM trials ORDER BY number"
+    for trial_id, number, state, started, ended in database.execute(query):
+        own = attributes.get(trial_id, {})
+        rungs = [Report.from_json(value) for key, value in own.items() if key.startswith(RUNG)]
+        yield TrialRecord(
+            number=number,
+            state=state,
+            lora=LoraConfiguration(**own[CONFIGURATION]) if CONFIGURATION in own else None,
+            epoch=own.get(EPOCH, 0),
+            rungs=tuple(sorted(rungs, key=lambda report: report.rows)),
+            result=Report.from_json(own[RESULT]) if RESULT in own and state != "RUNNING" else None,
+            started=datetime.fromisoformat(started),
+            ended=datetime.fromisoformat(ended) if ended else None,
+        )

@@ -1,0 +1,130 @@
+"""A study as text: tables for the terminal, CSV, Markdown. Pure apart from rich's drawing."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections import Counter
+from collections.abc import Sequence
+
+from rich.table import Table
+
+from lorafront.search.front import front_of, values
+from lorafront.search.study_table import StudyTable, TrialRecord
+from lorafront.spaces.lora import LoraConfiguration
+from lorafront.spaces.objectives import Objective
+
+# Columns of a configuration that differ between trials are shown; these come first.
+SHOWN = ("rank", "alpha", "modules", "quantization", "dropout", "learning_rate", "bias")
+SHORT = {
+    "quantization": "quant",
+    "learning_rate": "lr",
+    "gradient_accumulation": "accum",
+    "batch_size": "batch",
+    "weight_decay": "decay",
+    "trainable_params": "params",
+    "train_seconds": "seconds",
+    "adapter_mb": "adapter MB",
+    "peak_vram_gb": "VRAM GiB",
+}
+
+
+def front_table(table: StudyTable, members: Sequence[TrialRecord]) -> Table:
+    """The front for a terminal of 80 columns: parameters that are the same everywhere go into the caption."""
+    objectives = table.search.objective_list
+    varying, constant = _parameters([trial.lora for trial in table.complete if trial.lora])
+    shown = Table(title=f"Pareto front of {table.search.name}", title_justify="left", caption_justify="left")
+    shown.add_column("trial", justify="right")
+    for name in varying:
+        shown.add_column(SHORT.get(name, name), justify="left" if name in {"modules", "bias"} else "right", overflow="fold")
+    for objective in objectives:
+        shown.add_column(SHORT.get(objective.name, objective.name), justify="right", style="bold")
+    for trial in members:
+        numbers = [number(value, objective) for value, objective in zip(values(trial, objectives), objectives, strict=True)]
+        shown.add_row(str(trial.number), *(_cell(trial.lora, name) for name in varying), *numbers)
+    if constant:
+        shown.caption = "everywhere: " + ", ".join(f"{SHORT.get(k, k)} {v}" for k, v in constant.items())
+    return shown
+
+
+def _parameters(configurations: Sequence[LoraConfiguration]) -> tuple[list[str], dict[str, str]]:
+    """(names that vary, the others with their one value)."""
+    varying: list[str] = []
+    constant: dict[str, str] = {}
+    names = [*SHOWN, *(name for name in LoraConfiguration.model_fields if name not in SHOWN)]
+    for name in names:
+        found = {_cell(lora, name) for lora in configurations}
+        if len(found) > 1:
+            varying.append(name)
+        elif found and name in SHOWN:
+            constant[name] = found.pop()
+    return varying, constant
+
+
+def _cell(lora: LoraConfiguration | None, name: str) -> str:
+    value = getattr(lora, name, "")
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def number(value: float, objective: Objective) -> str:
+    """A value of an objective with the digits that matter."""
+    if objective.name == "perplexity":
+        return f"{value:.3f}" if value < 100 else f"{value:.1f}"  # noqa: PLR2004  # five digits either way
+    return f"{value:,.0f}" if objective.name == "trainable_params" else f"{value:.4g}"
+
+
+def front_csv(table: StudyTable, members: Sequence[TrialRecord] | None = None) -> str:
+    """The front as CSV: trial, parameters, objectives. Text that a spreadsheet would run is quoted."""
+    objectives = table.search.objective_list
+    chosen = front_of(table) if members is None else members
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    fields = list(LoraConfiguration.model_fields)
+    writer.writerow(["trial", *fields, *(objective.name for objective in objectives)])
+    for trial in chosen:
+        params = trial.lora.model_dump(mode="json") if trial.lora else {}
+        writer.writerow([trial.number, *(_inert(params.get(name)) for name in fields), *values(trial, objectives)])
+    return stream.getvalue()
+
+
+def _inert(value: object) -> object:
+    return f"'{value}" if isinstance(value, str) and value[:1] in {"=", "+", "-", "@", "\t", "\r"} else value
+
+
+def summary(table: StudyTable, *, markdown: bool = False) -> str:
+    """What was searched and what came out, in a few lines."""
+    members = front_of(table)
+    objectives = table.search.objective_list
+    ends = Counter(trial.outcome for trial in table.counted)
+    lines = [f"{table.search.name}: {len(table.counted)} trials of {table.search.model.name} on {table.search.data.path}"]
+    lines += [f"{count} x {outcome.value}" for outcome, count in ends.most_common() if outcome is not None]
+    if table.base_perplexity:
+        base = ", ".join(f"{name} {value:.2f}" for name, value in sorted(table.base_perplexity.items()))
+        lines.append(f"perplexity of the bare base: {base}")
+    lines.append(f"front: {len(members)} configurations")
+    for trial in members:
+        shown = ", ".join(
+            f"{objective.label} {number(value, objective)} {objective.unit}".rstrip()
+            for value, objective in zip(values(trial, objectives), objectives, strict=True)
+        )
+        lines.append(f"trial {trial.number}: {trial.lora.label if trial.lora else ''} ({shown})")
+    lines.append(f"export: lorafront export {table.search.name} --out DIR")
+    return "\n".join(f"- {line}" for line in lines) if markdown else "\n".join(lines)
+
+
+def trials_table(table: StudyTable) -> Table:
+    """Every trial and where it stands."""
+    shown = Table(title=f"Trials of {table.search.name}", title_justify="left")
+    for name in ("trial", "configuration", "rows", "perplexity", "VRAM GiB", "state"):
+        shown.add_column(name, justify="left" if name in {"configuration", "state"} else "right", overflow="fold")
+    members = {trial.number for trial in front_of(table)}
+    for trial in table.trials:
+        measured = trial.measurements
+        perplexity, peak = measured.get("perplexity"), measured.get("peak_vram_gb")
+        state = "front" if trial.number in members else trial.outcome.stored if trial.outcome else trial.state.lower()
+        shown.add_row(
+            str(trial.number), trial.lora.label if trial.lora else "", str(trial.last.rows if trial.last else 0),
+            f"{perplexity:.2f}" if perplexity is not None else "", f"{peak:.4g}" if peak is not None else "",
+            state.replace("_", " "),
+        )  # fmt: skip
+    return shown
