@@ -6,12 +6,14 @@ Dominance is moocore's; trials with equal values are all kept, because nobody be
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 
 import numpy as np
 from moocore import is_nondominated
 
 from lorafront.search.study_table import StudyTable, TrialRecord
+from lorafront.spaces.errors import InvalidInput
 from lorafront.spaces.objectives import Limit, Objective, feasible
 
 
@@ -38,6 +40,28 @@ def values(trial: TrialRecord, objectives: Sequence[Objective]) -> list[float]:
 def front_of(table: StudyTable) -> list[TrialRecord]:
     """The front of a study."""
     return front(table.complete, table.search.objective_list, table.search.limits)
+
+
+def best_under(table: StudyTable, size: str) -> list[TrialRecord]:
+    """The best on the first objective other than VRAM among front members that need at most so much VRAM.
+
+    Args:
+        table: the study.
+        size: such as `8GB`, `500MB` or `8` (GiB; GPU vendors' GB are GiB).
+
+    Returns:
+        One trial, or none where nothing fits.
+
+    Raises:
+        InvalidInput: the size cannot be read, or VRAM was not measured.
+    """
+    found = re.fullmatch(r"\s*(\d+(?:\.\d*)?)\s*(gi?b?|mi?b?)?\s*", size, re.IGNORECASE)
+    if found is None:
+        raise InvalidInput(f"--under must be a size such as 8GB or 500MB (got {size!r})")
+    bound = float(found[1]) / (1024 if (found[2] or "g")[0].lower() == "m" else 1)
+    objectives = [objective for objective in table.search.objective_list if objective.name != "peak_vram_gb"]
+    limits = (*table.search.limits, Limit("peak_vram_gb", "<=", bound))
+    return front(table.complete, objectives[:1], limits)[:1]
 
 
 def as_json(members: Sequence[TrialRecord], objectives: Sequence[Objective]) -> list[dict[str, object]]:

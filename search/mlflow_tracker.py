@@ -38,8 +38,10 @@ GOODBYE_SECONDS = 60.0  # the last projection may take so long before the driver
 SEARCH_TAG, TRIAL_TAG = "lorafront.search", "lorafront.trial"
 # What a curve shows, and what a trial has one of.
 CURVES = ("perplexity", "eval_loss", "train_loss", "grad_norm", "tokens_per_second", "train_seconds")
-ONCE = ("peak_vram_gb", "trainable_params", "trainable_percent", "adapter_mb", "seconds_per_epoch", "process_memory_gb")
-ON_A_GPU = ("peak_reserved_gb",)
+ONCE = (
+    "peak_vram_gb", "peak_reserved_gb", "process_memory_gb", "trainable_params", "trainable_percent", "adapter_mb",
+    "seconds_per_epoch", "base_perplexity",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -258,8 +260,7 @@ def _metrics(trial: TrialRecord) -> Iterator[Any]:
 
     for index, report in enumerate(trial.rungs):
         last = index == len(trial.rungs) - 1
-        on_gpu = report.measurements.get("peak_vram_source") == "cuda_allocator"
-        once = (*ONCE, *(ON_A_GPU if on_gpu else ())) if index == 0 or last else ()
+        once = ONCE if last else ()
         time = _millis(trial.started) + round(1000 * (report.measurements.get("train_seconds") or 0)) + index
         for name in (*CURVES, *once):
             value = report.measurements.get(name)

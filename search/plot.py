@@ -14,6 +14,7 @@ from lorafront.search.study_table import StudyTable, TrialRecord
 from lorafront.spaces.objectives import Objective
 
 mpl.use("Agg")
+LOG_FROM = 4  # a vertical axis that spans more than this ratio is logarithmic
 INK, QUIET, LINE = "#1a1a2e", "#8a8f98", "#d04a35"
 COLOURS = {
     "nf4": "#1f77b4", "nf4_double": "#17becf", "fp4": "#9467bd", "int8": "#2ca02c", "bf16": "#ff7f0e",
@@ -99,6 +100,11 @@ def _decorate(axes: Axes, table: StudyTable, horizontal: Objective, vertical: Ob
         subtitle += f"; the bare base has perplexity {base:.1f}"
     axes.set_title(f"{table.search.name}: Pareto front\n", loc="left", fontsize=12, color=INK, fontweight="bold")
     axes.text(0, 1.02, subtitle, transform=axes.transAxes, fontsize=9, color=QUIET)
+    shown = [v for trial in table.complete if (v := values(trial, [vertical])[0]) > 0]
+    if shown and max(shown) > LOG_FROM * min(shown):
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter(lambda x, _: f"{x:g}" if str(x)[0] in "25" else "")
     axes.grid(visible=True, color="#e6e8eb", linewidth=0.8, zorder=0)
     axes.set_axisbelow(True)
     for side in ("top", "right"):

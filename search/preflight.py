@@ -145,7 +145,7 @@ def locate_paths(search: SearchFile, near: Path) -> SearchFile:
             return None
         for place in (Path(name).expanduser(), near / name):
             if place.exists():
-                return str(place.absolute())
+                return str(place.resolve())
         return name
 
     model = ModelConfig.model_validate({**search.model.model_dump(), "name": absolute(search.model.name)})

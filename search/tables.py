@@ -6,7 +6,9 @@ import csv
 import io
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from lorafront.search.front import front_of, values
@@ -16,6 +18,7 @@ from lorafront.spaces.objectives import Objective
 
 # Columns of a configuration that differ between trials are shown; these come first.
 SHOWN = ("rank", "alpha", "modules", "quantization", "dropout", "learning_rate", "bias")
+COMPACT: dict[str, Any] = {"box": SIMPLE_HEAD, "pad_edge": False, "padding": (0, 1, 0, 0)}  # 80 columns are few
 SHORT = {
     "quantization": "quant",
     "learning_rate": "lr",
@@ -33,12 +36,13 @@ def front_table(table: StudyTable, members: Sequence[TrialRecord]) -> Table:
     """The front for a terminal of 80 columns: parameters that are the same everywhere go into the caption."""
     objectives = table.search.objective_list
     varying, constant = _parameters([trial.lora for trial in table.complete if trial.lora])
-    shown = Table(title=f"Pareto front of {table.search.name}", title_justify="left", caption_justify="left")
-    shown.add_column("trial", justify="right")
+    shown = Table(title=f"Pareto front of {table.search.name}", title_justify="left", caption_justify="left", **COMPACT)
+    shown.add_column("trial", justify="right", no_wrap=True)
     for name in varying:
-        shown.add_column(SHORT.get(name, name), justify="left" if name in {"modules", "bias"} else "right", overflow="fold")
+        words = name in {"modules", "bias", "quantization"}
+        shown.add_column(SHORT.get(name, name), justify="left" if words else "right", overflow="fold")
     for objective in objectives:
-        shown.add_column(SHORT.get(objective.name, objective.name), justify="right", style="bold")
+        shown.add_column(SHORT.get(objective.name, objective.name), justify="right", style="bold", no_wrap=True)
     for trial in members:
         numbers = [number(value, objective) for value, objective in zip(values(trial, objectives), objectives, strict=True)]
         shown.add_row(str(trial.number), *(_cell(trial.lora, name) for name in varying), *numbers)
@@ -63,7 +67,7 @@ def _parameters(configurations: Sequence[LoraConfiguration]) -> tuple[list[str],
 
 def _cell(lora: LoraConfiguration | None, name: str) -> str:
     value = getattr(lora, name, "")
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
+    return f"{value:.2g}" if isinstance(value, float) and value < 1 else f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def number(value: float, objective: Objective) -> str:
@@ -114,7 +118,7 @@ def summary(table: StudyTable, *, markdown: bool = False) -> str:
 
 def trials_table(table: StudyTable) -> Table:
     """Every trial and where it stands."""
-    shown = Table(title=f"Trials of {table.search.name}", title_justify="left")
+    shown = Table(title=f"Trials of {table.search.name}", title_justify="left", **COMPACT)
     for name in ("trial", "configuration", "rows", "perplexity", "VRAM GiB", "state"):
         shown.add_column(name, justify="left" if name in {"configuration", "state"} else "right", overflow="fold")
     members = {trial.number for trial in front_of(table)}

@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Lt
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag
@@ -18,11 +18,10 @@ from pydantic_core import PydanticCustomError
 
 from lorafront.spaces import presets
 from lorafront.spaces.parameters import NameParameter, NumberParameter, Range, Real, Suggests, Whole, ask, count
+from lorafront.spaces.quantization import Quantization
 
-Quantization = Literal["nf4", "nf4_double", "fp4", "int8", "bf16", "fp16", "fp32"]
 Bias = Literal["none", "lora_only", "all"]
 Scheduler = Literal["linear", "cosine", "constant"]
-QUANTIZATIONS: tuple[str, ...] = get_args(Quantization)
 
 Positive = Annotated[Real, Gt(0)]
 Count = Annotated[Whole, Ge(1)]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import psutil
@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_iter
 
 ROUND = 512
 GIB = 2**30
+CUDA, CPU = "cuda_allocator", "cpu_live_storages"
 
 
 @dataclass(frozen=True)
@@ -37,13 +38,13 @@ class Memory:
     source: str
 
     def metrics(self) -> dict[str, Any]:
-        """In GiB, as reported."""
-        values = asdict(self)
+        """In GiB, as reported; only what this kind of device has."""
+        reserved = {"peak_reserved_gb": self.reserved / GIB} if self.source == CUDA else {}
         return {
             "peak_vram_gb": self.allocated / GIB,
-            "peak_reserved_gb": self.reserved / GIB,
+            **reserved,
             "process_memory_gb": self.process / GIB,
-            "peak_vram_source": values["source"],
+            "peak_vram_source": self.source,
         }
 
 
@@ -64,12 +65,10 @@ def measure_peak(work: Callable[[], object], resident: Callable[[], Iterable[tor
         free, total = torch.cuda.mem_get_info(on)
         reserved = torch.cuda.max_memory_reserved(on)
         used_by_us = _process_bytes(on)
-        return Memory(
-            torch.cuda.max_memory_allocated(on), reserved, used_by_us or min(total - free, total), "cuda_allocator"
-        )
+        return Memory(torch.cuda.max_memory_allocated(on), reserved, used_by_us or total - free, CUDA)
     with LiveStorages(resident()) as live:
         work()
-    return Memory(live.peak, live.peak, psutil.Process().memory_info().rss, "cpu_live_storages")
+    return Memory(live.peak, live.peak, psutil.Process().memory_info().rss, CPU)
 
 
 def _process_bytes(on: torch.device) -> int:

@@ -6,7 +6,6 @@ A base is loaded once per process and lent to one adapter at a time; `attach` an
 from __future__ import annotations
 
 import gc
-import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoConfig, AutoTokenizer, BitsAndBytesConfig, PretrainedConfig, PreTrainedTokenizerBase
 
 from lorafront.spaces.errors import InvalidInput, Problem
+from lorafront.spaces.quantization import UNQUANTIZED, bitsandbytes_arguments
 from lorafront.trainables.config import ModelConfig, TrialConfig
 from lorafront.trainables.data import seeded_generator
 from lorafront.trainables.hub import local_folder_or_file, unreachable
@@ -26,12 +26,6 @@ if TYPE_CHECKING:
 
     from lorafront.spaces.lora import LoraConfiguration
     from lorafront.trainables.task import Task
-
-logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # one line per cast of every product otherwise
-
-SIXTEEN_BIT = {"bf16": torch.bfloat16, "fp16": torch.float16}
-FOUR_BIT = {"nf4": ("nf4", False), "nf4_double": ("nf4", True), "fp4": ("fp4", False)}
-
 
 @dataclass(frozen=True)
 class ModelFacts:
@@ -59,11 +53,20 @@ def device() -> torch.device:
 
 def compute_dtype(quantization: str, on: torch.device) -> torch.dtype:
     """The dtype of activations: what a 16/32-bit base is stored in; bfloat16 for quantized ones where it exists."""
-    if quantization == "fp32":
-        return torch.float32
-    if quantization in SIXTEEN_BIT:
-        return SIXTEEN_BIT[quantization]
+    if quantization in UNQUANTIZED:
+        return dtype_named(UNQUANTIZED[quantization])
     return torch.bfloat16 if on.type == "cpu" or torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+
+
+def dtype_named(name: str) -> torch.dtype:
+    """torch.bfloat16 for `bfloat16`."""
+    dtype: torch.dtype = getattr(torch, name)
+    return dtype
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """`bfloat16` for torch.bfloat16."""
+    return str(dtype).removeprefix("torch.")
 
 
 def cannot_run(quantization: str, on: torch.device) -> str | None:
@@ -71,27 +74,12 @@ def cannot_run(quantization: str, on: torch.device) -> str | None:
     if on.type == "cuda" and quantization == "bf16" and not torch.cuda.is_bf16_supported(including_emulation=False):
         major, minor = torch.cuda.get_device_capability(on)
         return f"GPU sm_{major}{minor} has no bf16; use fp16"
-    if quantization in FOUR_BIT or quantization == "int8":
+    if quantization not in UNQUANTIZED:
         try:
             import bitsandbytes  # noqa: F401  # only whether it loads
         except (ImportError, OSError, RuntimeError) as error:
             return f"{quantization} needs bitsandbytes, which does not load here ({error}); use bf16 or fp32"
     return None
-
-
-def quantization_config(quantization: str, dtype: torch.dtype) -> BitsAndBytesConfig | None:
-    """bitsandbytes' settings; None for a base in 16 or 32 bits."""
-    if quantization == "int8":
-        return BitsAndBytesConfig(load_in_8bit=True)
-    if quantization not in FOUR_BIT:
-        return None
-    kind, double = FOUR_BIT[quantization]
-    return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type=kind,
-        bnb_4bit_use_double_quant=double,
-        bnb_4bit_compute_dtype=dtype,
-    )
 
 
 def load_config(model: ModelConfig) -> PretrainedConfig:
@@ -177,11 +165,12 @@ class FrozenBase:
         self.device = device()
         self.dtype = compute_dtype(quantization, self.device)
         attention = None if model.attention == "auto" else model.attention
+        bits = bitsandbytes_arguments(quantization, dtype_name(self.dtype))
         self.model: PreTrainedModel = task.auto_class().from_pretrained(
             model.name,
             revision=model.revision,
             dtype=self.dtype,
-            quantization_config=quantization_config(quantization, self.dtype),
+            quantization_config=BitsAndBytesConfig(**bits) if bits else None,
             device_map={"": self.device},
             attn_implementation=attention,
             trust_remote_code=False,

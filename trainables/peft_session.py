@@ -22,7 +22,7 @@ from lorafront.trainables.data import TokenData, row_order
 from lorafront.trainables.data import load as load_tokens
 from lorafront.trainables.evaluate import mean_nll, perplexity
 from lorafront.trainables.memory_meter import Memory, measure_peak
-from lorafront.trainables.models import BaseCache, FrozenBase, resident_tensors
+from lorafront.trainables.models import BaseCache, FrozenBase, dtype_name, resident_tensors
 from lorafront.trainables.session import Measurements
 from lorafront.trainables.task import task_named
 
@@ -109,6 +109,7 @@ class PeftSession:
             trainable_percent=100 * trainable / total,
             adapter_mb=sum(p.numel() * p.element_size() for p in self.trained) / 1e6,
             train_seconds=self.train_seconds,
+            compute_dtype=dtype_name(self.base.dtype),
             **self.memory.metrics(),
         )
         if self._losses:

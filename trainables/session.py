@@ -20,6 +20,7 @@ class Measurements(TypedDict, total=False):
     peak_reserved_gb: float
     process_memory_gb: float
     peak_vram_source: str
+    compute_dtype: str
     trainable_params: int
     trainable_percent: float
     adapter_mb: float

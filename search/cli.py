@@ -1,0 +1,326 @@
+"""The command line: parses, calls, prints, and sets the exit code. Nothing else in the project prints.
+
+Exit codes: 0 done; 2 bad input; 3 owned by another driver; 4 no feasible front; 5 incomplete but resumable; 6 state that
+cannot be read.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from lorafront.spaces.errors import InvalidInput, LorafrontError, NoFront
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from lorafront.search.paths import RootPaths, SearchPaths
+    from lorafront.search.progress import Observer
+    from lorafront.search.study_table import StudyTable
+
+app = typer.Typer(
+    help="Find the LoRA and QLoRA configurations that nobody can beat.",
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+Root = Annotated[Path | None, typer.Option("--root", help="Folder of the searches [LORAFRONT_ROOT, else runs].")]
+Name = Annotated[str, typer.Argument(help="Name of a search.")]
+File = Annotated[Path, typer.Argument(help="Search file (YAML).")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+@app.command()
+def init(
+    file: Annotated[Path, typer.Argument(help="File to write.")] = Path("search.yaml"),
+    name: Annotated[str | None, typer.Option(help="Name of the search [the file's].")] = None,
+    model: Annotated[str, typer.Option(help="Folder or hub name.")] = "Qwen/Qwen3-0.6B",
+    data: Annotated[str, typer.Option(help="File, folder or hub name.")] = "tatsu-lab/alpaca",
+    row_format: Annotated[str, typer.Option("--format", help="Format of the rows.")] = "alpaca",
+) -> None:
+    """Write a commented search file."""
+    from lorafront.search.init_file import commented
+    from lorafront.search.search_file import parse_search
+    from lorafront.search.yaml_file import read_yaml
+
+    if file.exists():
+        raise InvalidInput(f"{file} exists already; give another name")
+    text = commented(name or file.stem, model, data, row_format)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(text, encoding="utf-8")
+    try:
+        parse_search(read_yaml(file)[0])
+    except InvalidInput:
+        file.unlink()
+        raise
+    typer.echo(f"wrote {file}; next: lorafront check {file}")
+
+
+@app.command()
+def check(file: File, root: Root = None) -> None:
+    """Validate a search file against its model, its data and this machine, without running it."""
+    from lorafront.search import environment  # noqa: F401  # before transformers
+    from lorafront.search.preflight import check as check_search
+    from lorafront.search.resolved import resolved_text
+    from lorafront.search.run import refuse_existing
+    from lorafront.search.search_file import read_search_file
+
+    search = read_search_file(file)
+    paths = _root(root)
+    prepared = _placed(file, lambda: check_search(search, paths, file.absolute().parent))
+    typer.echo(resolved_text(prepared, paths))
+    refuse_existing(paths.search(search.name))
+
+
+@app.command()
+def run(file: File, root: Root = None) -> None:
+    """Run a search, from the first trial to the front."""
+    from lorafront.search.run import refuse_existing, run_search
+    from lorafront.search.search_file import read_search_file
+
+    search = read_search_file(file)
+    paths = _root(root)
+    refuse_existing(paths.search(search.name))
+    text = file.read_text(encoding="utf-8-sig")
+    table = _placed(
+        file, lambda: run_search(search, text, paths, _observer(), near=file.absolute().parent)
+    )
+    _conclude(table, paths)
+
+
+@app.command()
+def resume(name: Name, root: Root = None) -> None:
+    """Go on with a search that was interrupted."""
+    from lorafront.search.run import resume_search
+
+    _conclude(resume_search(name, _root(root), _observer()), _root(root))
+
+
+@app.command(name="list")
+def list_searches(root: Root = None, as_json: Json = False) -> None:
+    """List the searches."""
+    from lorafront.search.front import front_of
+    from lorafront.search.study_table import read_study
+
+    paths = _root(root)
+    rows = []
+    for name in paths.names():
+        table = read_study(paths.search(name).study_db)
+        rows.append(
+            {
+                "name": name,
+                "trials": len(table.counted),
+                "budget": table.search.budget.trials,
+                "running": len(table.running),
+                "front": len(front_of(table)),
+                "model": table.search.model.name,
+            }
+        )
+    if as_json:
+        typer.echo(json.dumps(rows, indent=2))
+    elif not rows:
+        typer.echo(f"no search under {paths.root.resolve()}")
+    else:
+        _print_rows(rows)
+
+
+@app.command()
+def status(name: Name, root: Root = None, as_json: Json = False) -> None:
+    """Show every trial of a search and where it stands."""
+    from lorafront.search.tables import summary, trials_table
+
+    table, _ = _study(name, root)
+    if as_json:
+        rows = [
+            {
+                "trial": trial.number,
+                "state": trial.state,
+                "outcome": trial.outcome.stored if trial.outcome else None,
+                "params": trial.lora.model_dump(mode="json") if trial.lora else {},
+                "rows": trial.last.rows if trial.last else 0,
+                "measurements": trial.measurements,
+                "error": trial.result.error if trial.result else "",
+            }
+            for trial in table.trials
+        ]
+        typer.echo(json.dumps(rows, indent=2))
+        return
+    _console().print(trials_table(table))
+    typer.echo(summary(table))
+
+
+@app.command()
+def pareto(
+    name: Name,
+    root: Root = None,
+    as_json: Json = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
+    plot: Annotated[Path | None, typer.Option(help="Write a picture (PNG).")] = None,
+    under: Annotated[str | None, typer.Option(help="The best within so much VRAM, such as 8GB.")] = None,
+) -> None:
+    """Show the Pareto front of a search."""
+    from lorafront.search import front as fronts
+    from lorafront.search.tables import front_csv, front_table
+
+    table, _ = _study(name, root)
+    members = fronts.front_of(table)
+    if under is not None:
+        members = fronts.best_under(table, under)
+    if not members:
+        raise NoFront(f"search {name!r} has no feasible trial at full fidelity" + (f" under {under}" if under else " yet"))
+    if plot is not None:
+        from lorafront.search.plot import plot_front
+
+        plot_front(table, plot)
+        typer.echo(f"plot: {plot}", err=as_json or as_csv)
+    if as_json:
+        typer.echo(json.dumps(fronts.as_json(members, table.search.objective_list), indent=2))
+    elif as_csv:
+        typer.echo(front_csv(table, members), nl=False)
+    else:
+        _console().print(front_table(table, members))
+
+
+@app.command()
+def export(
+    name: Name,
+    out: Annotated[Path, typer.Option(help="Folder to write.")],
+    trial: Annotated[list[int] | None, typer.Option(help="A trial's number; without it the whole front.")] = None,
+    root: Root = None,
+) -> None:
+    """Write front members as folders that PEFT and transformers load."""
+    from lorafront.search.export import export_front
+
+    folders = export_front(_root(root).existing(name), out, trial or ())
+    for folder in folders:
+        typer.echo(str(folder))
+
+
+@app.command(name="mlflow-sync")
+def mlflow_sync(name: Name, root: Root = None) -> None:
+    """Write the MLflow runs of a search from its study, or bring them up to date."""
+    from lorafront.search.mlflow_tracker import open_tracking, sync
+
+    paths = _root(root)
+    table, search_paths = _study(name, root)
+    tracking = open_tracking(table.search, paths)
+    if tracking.problem:
+        raise InvalidInput(tracking.problem)
+    typer.echo(f"{sync(tracking, search_paths)} trials of {name} stand in {tracking.uri}")
+
+
+@app.command()
+def ui(
+    root: Root = None,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port on 127.0.0.1.")] = 5000,
+) -> None:
+    """Open the MLflow UI on the searches under the root."""
+    from lorafront.search import environment  # noqa: F401  # before MLflow
+    from lorafront.search.mlflow_ui import serve
+
+    serve(_root(root), port, typer.echo)
+
+
+def main() -> None:
+    """Run the command line; the only place where an error becomes an exit code."""
+    try:
+        app(standalone_mode=False)
+    except LorafrontError as error:
+        for line in str(error).splitlines():
+            typer.secho(line, err=True, fg=None)
+        sys.exit(error.exit_code)
+    except typer.Exit as ended:
+        sys.exit(ended.exit_code)
+    except typer.Abort:
+        sys.exit(130)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader of a pipe went away: not an error
+        sys.exit(0)
+
+
+def _placed(file: Path, work: Any) -> Any:
+    """Run `work`; problems that it finds get the line of their key in the file."""
+    from lorafront.search.yaml_file import locate, read_yaml
+
+    try:
+        return work()
+    except InvalidInput as error:
+        raise InvalidInput(locate(error.problems, file, read_yaml(file)[1])) from error
+
+
+def _root(root: Path | None) -> RootPaths:
+    from lorafront.search.paths import RootPaths, default_root
+
+    return RootPaths(root or default_root())
+
+
+def _study(name: str, root: Path | None) -> tuple[StudyTable, SearchPaths]:
+    from lorafront.search.study_table import read_study
+
+    paths = _root(root).existing(name)
+    return read_study(paths.study_db), paths
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    return Console()
+
+
+def _observer() -> Observer:
+    from lorafront.search.progress import LiveTable, PlainLines
+
+    console = _console()
+    return LiveTable(console) if console.is_terminal else PlainLines(typer.echo)
+
+
+def _conclude(table: StudyTable, root: RootPaths) -> None:
+    """The end of a run: what came out, where it lies, and what to do with it."""
+    from lorafront.search.front import front_of
+    from lorafront.search.tables import front_table
+
+    paths = root.search(table.search.name)
+    members = front_of(table)
+    if members:
+        _console().print(front_table(table, members))
+    base = ", ".join(f"{name} {value:.2f}" for name, value in sorted(table.base_perplexity.items()))
+    if base:
+        typer.echo(f"perplexity of the bare base: {base}")
+    failed = [trial for trial in table.counted if trial.outcome is not None and trial.outcome.is_failure]
+    for trial in failed[:5]:
+        typer.echo(f"trial {trial.number}: {trial.outcome.value if trial.outcome else ''}", err=True)
+    if len(failed) > 5:  # noqa: PLR2004  # as shown above
+        typer.echo(f"and {len(failed) - 5} more that failed; lorafront status {paths.name}", err=True)
+    option = "" if root.root == Path("runs") else f" --root {root.root}"
+    if table.complete:
+        typer.echo(f"plot:    {paths.front_png}")
+    if members:
+        typer.echo(f"export:  lorafront export {paths.name} --out exports/{paths.name}{option}")
+    typer.echo(f"MLflow:  lorafront ui{option}")
+    if not members:
+        raise NoFront(f"search {paths.name!r} ended without a feasible trial at full fidelity")
+
+
+def _print_rows(rows: list[dict[str, Any]]) -> None:
+    from rich.table import Table
+
+    from lorafront.search.tables import COMPACT
+
+    table = Table(**COMPACT)
+    for key in rows[0]:
+        table.add_column(key, overflow="fold")
+    for row in rows:
+        table.add_row(*(str(value) for value in row.values()))
+    _console().print(table)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,185 @@
+"""Configurations as files that PEFT and transformers load, one folder per trial and an index of all.
+
+A folder holds `adapter_config.json` and `adapter_model.safetensors` (an ordinary PEFT adapter), `bitsandbytes_config.json`
+where the base is quantized, `training_arguments.json` in the names of transformers, and a README with its numbers.
+No absolute path and no credential leaves with it.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lorafront.search.front import as_json, front_of, values
+from lorafront.search.paths import SearchPaths
+from lorafront.search.study_table import StudyTable, TrialRecord, read_study
+from lorafront.search.tables import front_csv, number
+from lorafront.search.yaml_file import read_yaml
+from lorafront.spaces.errors import InvalidInput, NoFront, StateUnreadable
+from lorafront.spaces.lora import LoraConfiguration
+from lorafront.spaces.quantization import bitsandbytes_arguments
+from lorafront.trainables.checkpoint import read_manifest, write_json, write_text
+
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+
+
+def export_front(paths: SearchPaths, out: Path, numbers: Sequence[int] = ()) -> list[Path]:
+    """Export every front member, or the trials of the given numbers.
+
+    Raises:
+        NoFront: there is none yet.
+        InvalidInput: `out` holds other things, or a trial has no adapter.
+        StateUnreadable: an adapter's files are not what their manifest says.
+    """
+    table = read_study(paths.study_db)
+    chosen = _chosen(table, numbers)
+    if not chosen:
+        raise NoFront(f"search {paths.name!r} has no feasible trial at full fidelity yet")
+    if out.exists() and not out.is_dir():
+        raise InvalidInput(f"{out} is a file; give a folder")
+    if out.is_dir() and any(out.iterdir()) and not (out / "index.json").is_file():
+        raise InvalidInput(f"{out} holds other files; give a new folder")
+    model = model_as_written(paths, table)
+    folders = [_export_trial(table, trial, paths, out / f"trial-{trial.number:05d}", model) for trial in chosen]
+    objectives = table.search.objective_list
+    index = [
+        {**entry, "folder": folder.name} for entry, folder in zip(as_json(chosen, objectives), folders, strict=True)
+    ]
+    write_json(out / "index.json", {"search": paths.name, "model": model, "trials": index})
+    write_text(out / "index.csv", front_csv(table, chosen))
+    write_text(out / "README.md", _index_readme(table, chosen, model))
+    return folders
+
+
+def _chosen(table: StudyTable, numbers: Sequence[int]) -> list[TrialRecord]:
+    if not numbers:
+        return front_of(table)
+    complete = {trial.number: trial for trial in table.complete}
+    for wanted in numbers:
+        if wanted not in complete:
+            raise InvalidInput(f"trial {wanted} did not finish at full fidelity; those that did: {sorted(complete)}")
+    return [complete[wanted] for wanted in numbers]
+
+
+def model_as_written(paths: SearchPaths, table: StudyTable) -> str:
+    """The model's name as the user wrote it; the study keeps the absolute path."""
+    try:
+        data, _ = read_yaml(paths.search_yaml)
+    except InvalidInput:
+        return Path(table.search.model.name).name
+    model = data.get("model")
+    name = model.get("name") if isinstance(model, dict) else model
+    return str(name) if name and not Path(str(name)).is_absolute() else Path(table.search.model.name).name
+
+
+def _export_trial(table: StudyTable, trial: TrialRecord, paths: SearchPaths, out: Path, model: str) -> Path:
+    if trial.lora is None or trial.last is None:
+        raise StateUnreadable(f"trial {trial.number} has no result in {paths.study_db}")
+    checkpoint = paths.trial(trial.number, trial.epoch).checkpoint(trial.last.rows)
+    read_manifest(checkpoint)  # raises where the adapter was cut or changed
+    out.mkdir(parents=True, exist_ok=True)
+    adapter = checkpoint / "adapter"
+    for name in ADAPTER_FILES:
+        if not (adapter / name).is_file():
+            raise StateUnreadable(f"{adapter / name} is missing")
+    shutil.copyfile(adapter / ADAPTER_FILES[1], out / ADAPTER_FILES[1])
+    config = json.loads((adapter / ADAPTER_FILES[0]).read_text(encoding="utf-8"))
+    write_json(out / ADAPTER_FILES[0], {**config, "base_model_name_or_path": model, "target_modules": sorted(config["target_modules"])})
+    dtype = str(trial.measurements["compute_dtype"])
+    bits = bitsandbytes_arguments(trial.lora.quantization, dtype)
+    if bits is not None:
+        write_json(out / "bitsandbytes_config.json", bits)
+    write_json(out / "training_arguments.json", training_arguments(table, trial.lora, trial.last.rows, dtype))
+    numbers = {
+        "search": paths.name, "trial": trial.number, "model": model, "dtype": dtype,
+        "configuration": trial.lora.model_dump(mode="json"), "measurements": trial.measurements,
+        "train_rows": trial.last.rows, "seed": table.search.seed,
+    }  # fmt: skip
+    write_json(out / "lorafront.json", numbers)
+    write_text(out / "README.md", _readme(table, trial, model))
+    return out
+
+
+def training_arguments(table: StudyTable, lora: LoraConfiguration, rows: int, dtype: str) -> dict[str, Any]:
+    """The training in the names of `transformers.TrainingArguments`."""
+    training = table.search.training
+    steps = -(-rows // (lora.batch_size * lora.gradient_accumulation))
+    return {
+        "learning_rate": lora.learning_rate,
+        "per_device_train_batch_size": lora.batch_size,
+        "per_device_eval_batch_size": training.eval_batch_size or lora.batch_size,
+        "gradient_accumulation_steps": lora.gradient_accumulation,
+        "max_steps": steps,
+        "weight_decay": lora.weight_decay,
+        "warmup_steps": round(lora.warmup * steps),
+        "lr_scheduler_type": lora.scheduler,
+        "max_grad_norm": training.max_grad_norm,
+        "optim": "adamw_torch" if training.optimizer == "adamw" else "paged_adamw_8bit",
+        "gradient_checkpointing": training.gradient_checkpointing,
+        "bf16": dtype == "bfloat16",
+        "fp16": dtype == "float16",
+        "seed": table.search.seed,
+    }
+
+
+def _numbers(table: StudyTable, trial: TrialRecord) -> list[str]:
+    objectives = table.search.objective_list
+    pairs = zip(values(trial, objectives), objectives, strict=True)
+    return [f"| {o.label} | {number(value, o)} {o.unit} |" for value, o in pairs]
+
+
+def _readme(table: StudyTable, trial: TrialRecord, model: str) -> str:
+    lora, measured = trial.lora, trial.measurements
+    if lora is None:
+        return ""
+    dtype = str(measured["compute_dtype"])
+    quantized = bitsandbytes_arguments(lora.quantization, dtype) is not None
+    load = 'BitsAndBytesConfig(**json.load(open("bitsandbytes_config.json")))' if quantized else "None"
+    base = measured.get("base_perplexity")
+    lines = [
+        f"# Trial {trial.number} of lorafront search {table.search.name}",
+        "",
+        f"LoRA rank {lora.rank}, alpha {lora.alpha:g}, {lora.modules}, dropout {lora.dropout:.3g}, bias {lora.bias}, learning "
+        f"rate {lora.learning_rate:.3g}, base {model} in {lora.quantization}, {trial.last.rows if trial.last else 0} training "
+        f"rows, seed {table.search.seed}.",
+        "",
+        "| measured | |",
+        "|---|---|",
+        *_numbers(table, trial),
+        *([f"| perplexity of the bare base | {base:.3f} |"] if base else []),
+        f"| source of peak VRAM | {measured.get('peak_vram_source', '')} |",
+        "",
+        "```python",
+        "import json, torch",
+        "from peft import PeftModel",
+        "from transformers import AutoModelForCausalLM, BitsAndBytesConfig",
+        "",
+        f"base = AutoModelForCausalLM.from_pretrained({model!r}, dtype=torch.{dtype},",
+        f"                                            quantization_config={load})",
+        'model = PeftModel.from_pretrained(base, ".")',
+        "```",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _index_readme(table: StudyTable, chosen: Sequence[TrialRecord], model: str) -> str:
+    objectives = table.search.objective_list
+    head = " | ".join(["folder", "configuration", *(o.label for o in objectives)])
+    rows = [
+        " | ".join(
+            [
+                f"[trial-{trial.number:05d}](trial-{trial.number:05d}/README.md)",
+                trial.lora.label if trial.lora else "",
+                *(number(value, o) for value, o in zip(values(trial, objectives), objectives, strict=True)),
+            ]
+        )
+        for trial in chosen
+    ]
+    rule = " | ".join(["---"] * (2 + len(objectives)))
+    return "\n".join([f"# Front of {table.search.name} on {model}", "", f"| {head} |", f"| {rule} |"]
+                     + [f"| {row} |" for row in rows]) + "\n"  # fmt: skip
+
+

@@ -1,0 +1,67 @@
+"""The commented search file that `lorafront init` writes; its defaults are the schema's own."""
+
+from __future__ import annotations
+
+import json
+
+from lorafront.spaces import presets
+
+TEMPLATE = """\
+# A lorafront search. Check it with `lorafront check FILE`, run it with `lorafront run FILE`.
+name: {name}                # names the folder, the study and the MLflow experiment
+
+model: {model}              # folder, or name on the Hugging Face hub
+task: causal_lm
+
+data:
+  path: {data}              # file (.txt, .jsonl, .csv, .parquet), folder, or hub name
+  format: {format}          # text | prompt_completion | question_answer | alpaca
+  # eval_path: valid.jsonl  # without it: the data's own validation split, else a seeded part of `path`
+  max_length: {max_length}  # tokens per row
+  train_rows: {train_rows}
+  eval_rows: {eval_rows}
+
+# Each parameter is one value, a list of choices, or a range {{low, high, log, step}}.
+space:
+  rank: {rank}
+  alpha: {{ratio: {ratio}}}  # times the rank; {{absolute: [16, 32]}} sets alpha itself
+  modules: {modules}
+  quantization: {quantization}   # also nf4_double, fp4, fp16, fp32
+  dropout: {{low: 0.0, high: 0.3}}
+  bias: {bias}
+  learning_rate: {{low: 1e-5, high: 1e-3, log: true}}
+  # also: batch_size, gradient_accumulation, weight_decay, warmup, scheduler
+
+objectives: [perplexity, peak_vram_gb]   # also train_seconds, trainable_params, adapter_mb
+constraints: {{}}                          # such as {{peak_vram_gb: "<= 12"}}
+
+training:
+  epochs: 1                     # or steps, or rows
+  rungs: 4                      # points at which a trial reports, each at twice the rows of the one before
+  batch_size: 8
+  gradient_accumulation: 1
+  optimizer: adamw              # or paged_adamw_8bit
+  scheduler: linear             # or cosine, constant
+  warmup: 0.03                  # share of the steps
+  max_grad_norm: 1.0
+  gradient_checkpointing: false
+
+budget: {{trials: 32}}           # hours: 8 stops starting trials after so long
+resources: {{gpus_per_trial: 0.25, cpus_per_trial: 1}}   # sixteenths of a GPU; without a GPU trials run on CPU cores
+# tracking: {{uri: "http://127.0.0.1:5000", required: false}}   # default: SQLite beside the searches
+seed: 0
+"""
+
+
+def commented(name: str, model: str, data: str, row_format: str) -> str:
+    """The file's text."""
+    space = presets.DEFAULT_SPACE
+    return TEMPLATE.format(
+        name=json.dumps(name), model=json.dumps(model), data=json.dumps(data), format=row_format, max_length=512,
+        train_rows=2000, eval_rows=200, rank=_flow(space["rank"]), ratio=_flow(space["alpha"]["ratio"]),
+        modules=_flow(space["modules"]), quantization=_flow(space["quantization"]), bias=_flow(space["bias"]),
+    )  # fmt: skip
+
+
+def _flow(values: list[object]) -> str:
+    return "[" + ", ".join(str(value) for value in values) + "]"

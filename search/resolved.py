@@ -1,0 +1,39 @@
+"""What `lorafront check` prints: the file with every default filled in, and what it means on this model and machine."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+from ruamel.yaml import YAML
+
+from lorafront.search.mlflow_tracker import open_tracking
+from lorafront.search.paths import RootPaths
+from lorafront.search.preflight import Prepared
+
+
+def resolved_text(prepared: Prepared, root: RootPaths) -> str:
+    """The resolved file as YAML, then the facts as comments, so that the whole is a file again."""
+    search = prepared.search
+    data: dict[str, Any] = search.model_dump(mode="json", exclude_none=True)
+    data["objectives"] = list(search.objectives)
+    stream = io.StringIO()
+    yaml = YAML()
+    yaml.default_flow_style = None
+    yaml.width = 100
+    yaml.dump(data, stream)
+    size, continuous = search.space.size()
+    facts = prepared.facts
+    lines = [f"space: {size:,} discrete configurations" + (f", times continuous {', '.join(continuous)}" if continuous else "")]
+    lines += [f"modules {name}: {', '.join(found.targets)}" for name, found in prepared.resolved.items()]
+    lines.append(f"model: {facts.parameters:,} parameters, {len(facts.linears)} linear modules")
+    tokens = prepared.tokens
+    lines.append(
+        f"data: {len(tokens.train)} training rows ({int(tokens.train.offsets[-1]):,} tokens), {len(tokens.evaluation)} "
+        f"evaluation rows ({int(tokens.evaluation.offsets[-1]):,} tokens)"
+    )
+    lines.append(f"rungs: {', '.join(map(str, prepared.rungs))} training rows")
+    tracking = open_tracking(search, root)
+    lines.append(f"MLflow: {tracking.uri} ({tracking.source})" + (f"; {tracking.problem}" if tracking.problem else ""))
+    lines += [f"note: {note}" for note in prepared.notes]
+    return stream.getvalue() + "\n" + "\n".join(f"# {line}" for line in lines)
