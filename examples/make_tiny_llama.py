@@ -83,7 +83,7 @@ def model_perplexity(model: LlamaForCausalLM, stream: np.ndarray) -> float:
     nll, tokens = 0.0, 0
     for start in range(0, len(stream) - 1, BLOCK):
         ids = torch.from_numpy(stream[start : start + BLOCK]).unsqueeze(0)
-        if ids.shape[1] < 2:
+        if ids.shape[1] == 1:
             break
         logits = model(ids).logits[0, :-1].float()
         nll += torch.nn.functional.cross_entropy(logits, ids[0, 1:], reduction="sum").item()

@@ -1,7 +1,7 @@
 """The command line: parses, calls, prints, and sets the exit code. Nothing else in the project prints.
 
-Exit codes: 0 done; 2 bad input; 3 owned by another driver; 4 no feasible front; 5 incomplete but resumable; 6 state that
-cannot be read.
+Exit codes: 0 done; 2 bad input; 3 owned by another driver; 4 no feasible front; 5 incomplete but resumable; 6 state
+that cannot be read.
 """
 
 from __future__ import annotations
@@ -88,9 +88,7 @@ def run(file: File, root: Root = None) -> None:
     paths = _root(root)
     refuse_existing(paths.search(search.name))
     text = file.read_text(encoding="utf-8-sig")
-    table = _placed(
-        file, lambda: run_search(search, text, paths, _observer(), near=file.absolute().parent)
-    )
+    table = _placed(file, lambda: run_search(search, text, paths, _observer(), near=file.absolute().parent))
     _conclude(table, paths)
 
 
@@ -173,7 +171,9 @@ def pareto(
     if under is not None:
         members = fronts.best_under(table, under)
     if not members:
-        raise NoFront(f"search {name!r} has no feasible trial at full fidelity" + (f" under {under}" if under else " yet"))
+        raise NoFront(
+            f"search {name!r} has no feasible trial at full fidelity" + (f" under {under}" if under else " yet")
+        )
     if plot is not None:
         from lorafront.search.plot import plot_front
 

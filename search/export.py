@@ -1,7 +1,8 @@
 """Configurations as files that PEFT and transformers load, one folder per trial and an index of all.
 
-A folder holds `adapter_config.json` and `adapter_model.safetensors` (an ordinary PEFT adapter), `bitsandbytes_config.json`
-where the base is quantized, `training_arguments.json` in the names of transformers, and a README with its numbers.
+A folder holds `adapter_config.json` and `adapter_model.safetensors` (an ordinary PEFT adapter),
+`bitsandbytes_config.json` where the base is quantized, `training_arguments.json` in the names of transformers, and a
+README with its numbers.
 No absolute path and no credential leaves with it.
 """
 
@@ -87,7 +88,10 @@ def _export_trial(table: StudyTable, trial: TrialRecord, paths: SearchPaths, out
             raise StateUnreadable(f"{adapter / name} is missing")
     shutil.copyfile(adapter / ADAPTER_FILES[1], out / ADAPTER_FILES[1])
     config = json.loads((adapter / ADAPTER_FILES[0]).read_text(encoding="utf-8"))
-    write_json(out / ADAPTER_FILES[0], {**config, "base_model_name_or_path": model, "target_modules": sorted(config["target_modules"])})
+    write_json(
+        out / ADAPTER_FILES[0],
+        {**config, "base_model_name_or_path": model, "target_modules": sorted(config["target_modules"])},
+    )
     dtype = str(trial.measurements["compute_dtype"])
     bits = bitsandbytes_arguments(trial.lora.quantization, dtype)
     if bits is not None:
@@ -142,9 +146,9 @@ def _readme(table: StudyTable, trial: TrialRecord, model: str) -> str:
     lines = [
         f"# Trial {trial.number} of lorafront search {table.search.name}",
         "",
-        f"LoRA rank {lora.rank}, alpha {lora.alpha:g}, {lora.modules}, dropout {lora.dropout:.3g}, bias {lora.bias}, learning "
-        f"rate {lora.learning_rate:.3g}, base {model} in {lora.quantization}, {trial.last.rows if trial.last else 0} training "
-        f"rows, seed {table.search.seed}.",
+        f"LoRA rank {lora.rank}, alpha {lora.alpha:g}, {lora.modules}, dropout {lora.dropout:.3g}, bias {lora.bias},",
+        f"learning rate {lora.learning_rate:.3g}, base {model} in {lora.quantization},",
+        f"{trial.last.rows if trial.last else 0} training rows, seed {table.search.seed}.",
         "",
         "| measured | |",
         "|---|---|",
@@ -181,5 +185,3 @@ def _index_readme(table: StudyTable, chosen: Sequence[TrialRecord], model: str) 
     rule = " | ".join(["---"] * (2 + len(objectives)))
     return "\n".join([f"# Front of {table.search.name} on {model}", "", f"| {head} |", f"| {rule} |"]
                      + [f"| {row} |" for row in rows]) + "\n"  # fmt: skip
-
-

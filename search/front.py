@@ -17,7 +17,9 @@ from lorafront.spaces.errors import InvalidInput
 from lorafront.spaces.objectives import Limit, Objective, feasible
 
 
-def front(trials: Sequence[TrialRecord], objectives: Sequence[Objective], limits: tuple[Limit, ...]) -> list[TrialRecord]:
+def front(
+    trials: Sequence[TrialRecord], objectives: Sequence[Objective], limits: tuple[Limit, ...]
+) -> list[TrialRecord]:
     """Non-dominated, feasible, complete trials, best first on the first objective, then by number."""
     candidates = [trial for trial in trials if trial.state == "COMPLETE" and feasible(limits, trial.measurements)]
     candidates = [trial for trial in candidates if all(map(math.isfinite, values(trial, objectives)))]

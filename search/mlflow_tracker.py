@@ -1,7 +1,7 @@
 """MLflow as a view of the study: one parent run per search, one child run per trial.
 
-One thread of the driver projects the study into runs; live logging, catching up after an outage and `mlflow-sync` are the
-same code. Runs are found by tags and values are sent with the study's own steps and times, so sending again changes
+One thread of the driver projects the study into runs; live logging, catching up after an outage and `mlflow-sync` are
+the same code. Runs are found by tags and values are sent with the study's own steps and times, so sending again changes
 nothing. Nothing here can stop or delay a trial.
 """
 
@@ -192,7 +192,9 @@ class Projection:
 
         search = table.search
         started = _millis(table.trials[0].started) if table.trials else None
-        run = client.create_run(self._experiment, start_time=started, run_name=search.name, tags={SEARCH_TAG: search.name})
+        run = client.create_run(
+            self._experiment, start_time=started, run_name=search.name, tags={SEARCH_TAG: search.name}
+        )
         shown = {
             "model": search.model.name, "task": search.task, "data": search.data.path, "format": search.data.format,
             "objectives": ", ".join(search.objectives), "constraints": ", ".join(map(str, search.limits)) or "none",
@@ -211,7 +213,9 @@ class Projection:
         if new:
             self._runs[trial.number] = self._new_child(client, trial, table.search.name)
         run_id = self._runs[trial.number]
-        params = [Param(key, str(value)) for key, value in trial.lora.model_dump(mode="json").items()] if trial.lora else []
+        params = (
+            [Param(key, str(value)) for key, value in trial.lora.model_dump(mode="json").items()] if trial.lora else []
+        )
         tags = {"pareto": "true" if pareto else "false"} if trial.state == "COMPLETE" else {}
         if trial.outcome is not None:
             tags |= {"outcome": trial.outcome.value, "reason": trial.outcome.stored}

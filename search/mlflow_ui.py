@@ -32,7 +32,7 @@ def serve(root: RootPaths, port: int, say: Callable[[str], None]) -> None:
     command = [sys.executable, "-m", "mlflow", "ui", "--host", HOST, "--port", str(port), "--workers", "1"]
     command += ["--backend-store-uri", f"sqlite:///{root.mlflow_db.absolute()}"]
     command += ["--default-artifact-root", root.mlflow_artifacts.absolute().as_uri()]
-    process = subprocess.Popen(command)
+    process = subprocess.Popen(command)  # noqa: S603  # our own interpreter and arguments
     try:
         process.wait()
     except KeyboardInterrupt:

@@ -22,7 +22,7 @@ from lorafront.trainables.trial import Report
 Dispatch = Callable[[int, LoraConfiguration], dict[str, Any]]
 
 
-class OptunaSearcher(Searcher):
+class OptunaSearcher(Searcher):  # type: ignore[misc]  # Ray is untyped
     """Asks the study until the budget is spent, trials that were lost with an earlier driver first."""
 
     def __init__(

@@ -1,12 +1,12 @@
 """Every file name of a search, and the names that a search may have.
 
-    ROOT/mlflow.db, ROOT/mlflow-artifacts/    MLflow's default store, one for all searches under the root
-    ROOT/tokens/                              token rows, shared by searches
-    ROOT/NAME/search.yaml                     the file as the user wrote it
-    ROOT/NAME/study.db                        Optuna storage: the only source of truth
-    ROOT/NAME/driver.lock                     held by the living driver
-    ROOT/NAME/trials/NNNNN/epoch-E/           one trial's checkpoints and result (trainables/trial.py)
-    ROOT/NAME/front.png, front.json           written when the search ends
+ROOT/mlflow.db, ROOT/mlflow-artifacts/    MLflow's default store, one for all searches under the root
+ROOT/tokens/                              token rows, shared by searches
+ROOT/NAME/search.yaml                     the file as the user wrote it
+ROOT/NAME/study.db                        Optuna storage: the only source of truth
+ROOT/NAME/driver.lock                     held by the living driver
+ROOT/NAME/trials/NNNNN/epoch-E/           one trial's checkpoints and result (trainables/trial.py)
+ROOT/NAME/front.png, front.json           written when the search ends
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def check_name(name: str) -> str:
     """Return the name, or raise ValueError: it becomes a folder, so nothing in it may lead elsewhere."""
     if not _NAME.fullmatch(name) or name.lower() in RESERVED:
         raise ValueError(
-            f"must be 1 to 64 letters, digits, dots, hyphens or underscores, starting with a letter or digit (got {name!r})"
+            f"must be 1 to 64 letters, digits, dots, hyphens or underscores, a letter or digit first (got {name!r})"
         )
     return name
 
@@ -100,7 +100,11 @@ class RootPaths:
                 file.rename(Path(probe) / "renamed")
         except OSError as error:
             raise InvalidInput(
-                [Problem((), f"cannot write below {place} ({error.strerror or error}); choose another folder with --root")]
+                [
+                    Problem(
+                        (), f"cannot write below {place} ({error.strerror or error}); choose another folder with --root"
+                    )
+                ]
             ) from error
 
 

@@ -14,6 +14,7 @@ from lorafront.search.study_table import StudyTable, TrialRecord
 from lorafront.spaces.objectives import Objective
 
 mpl.use("Agg")
+TEXT_HEIGHT, TEXT_WIDTH = 0.045, 0.24  # of a label, as shares of the axes
 LOG_FROM = 4  # a vertical axis that spans more than this ratio is logarithmic
 INK, QUIET, LINE = "#1a1a2e", "#8a8f98", "#d04a35"
 COLOURS = {
@@ -34,8 +35,8 @@ def plot_front(table: StudyTable, path: Path) -> None:
     _trials(axes, table, members, horizontal, vertical)
     if len(objectives) == 2:  # noqa: PLR2004  # with more, the front is no line in the plane
         _staircase(axes, members, horizontal, vertical)
-    _labels(axes, members, horizontal, vertical)
     _decorate(axes, table, horizontal, vertical)
+    _labels(axes, members, horizontal, vertical)
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{os.getpid()}.png")
     figure.savefig(aside)
@@ -71,18 +72,24 @@ def _staircase(axes: Axes, members: list[TrialRecord], horizontal: Objective, ve
 
 def _labels(axes: Axes, members: list[TrialRecord], horizontal: Objective, vertical: Objective) -> None:
     """Name members, right of their points; of crowded ones only the first, the table names the rest."""
-    points = sorted(((*values(trial, [horizontal, vertical]), trial) for trial in members), key=lambda p: p[:2])
-    low, high = axes.get_ylim()
-    taken: list[float] = []
-    for x, y, trial in points:
-        height = (y - low) / (high - low)
-        if trial.lora is None or any(abs(height - other) < 0.045 for other in taken):  # noqa: PLR2004  # a text's height
+    taken: list[tuple[float, float]] = []
+    for trial in sorted(members, key=lambda member: values(member, [horizontal, vertical])):
+        x, y = values(trial, [horizontal, vertical])
+        across, up = axes.transAxes.inverted().transform(axes.transData.transform((x, y)))
+        crowded = any(abs(up - v) < TEXT_HEIGHT and abs(across - u) < TEXT_WIDTH for u, v in taken)
+        if trial.lora is None or crowded:
             continue
-        taken.append(height)
+        taken.append((across, up))
         axes.annotate(
-            f"{trial.number}: {trial.lora.label}", (x, y), xytext=(7, 5), textcoords="offset points", fontsize=7.5,
-            color=INK, zorder=5,
-        )  # fmt: skip
+            f"{trial.number}: {trial.lora.label}",
+            (x, y),
+            xytext=(7, 5) if across < 1 - TEXT_WIDTH else (-7, 7),
+            textcoords="offset points",
+            ha="left" if across < 1 - TEXT_WIDTH else "right",
+            fontsize=7.5,
+            color=INK,
+            zorder=5,
+        )
 
 
 def _decorate(axes: Axes, table: StudyTable, horizontal: Objective, vertical: Objective) -> None:

@@ -20,8 +20,7 @@ from lorafront.spaces.parameters import values_of
 from lorafront.trainables import models
 from lorafront.trainables.config import ModelConfig, TrialConfig
 from lorafront.trainables.data import TokenData, prepare, store
-from lorafront.trainables.task import Task, task_named
-
+from lorafront.trainables.task import task_named
 
 T = TypeVar("T")
 
@@ -107,7 +106,9 @@ def check(search: SearchFile, root: RootPaths, near: Path) -> Prepared:
         )
         if facts is not None and len(tokenizer) > facts.vocabulary:
             checks.problems.append(
-                Problem(("model",), f"the tokenizer has {len(tokenizer)} tokens, the model's embedding {facts.vocabulary}")
+                Problem(
+                    ("model",), f"the tokenizer has {len(tokenizer)} tokens, the model's embedding {facts.vocabulary}"
+                )
             )
     rungs = None
     if prepared is not None:
@@ -161,13 +162,17 @@ def _machine(search: SearchFile) -> list[Problem]:
     for index, quantization in enumerate(values_of(search.space.quantization)):
         reason = models.cannot_run(quantization, on)
         if reason:
-            problems.append(Problem(("space", "quantization", index), f"this machine cannot run {quantization}: {reason}"))
+            problems.append(
+                Problem(("space", "quantization", index), f"this machine cannot run {quantization}: {reason}")
+            )
     if search.model.attention == "flash_attention_2":
         from transformers.utils import is_flash_attn_2_available
 
         if not is_flash_attn_2_available():
             problems.append(
-                Problem(("model", "attention"), "flash_attention_2 needs a CUDA GPU and the package flash-attn; use sdpa")
+                Problem(
+                    ("model", "attention"), "flash_attention_2 needs a CUDA GPU and the package flash-attn; use sdpa"
+                )
             )
     return problems
 
@@ -198,7 +203,8 @@ def _against_model(search: SearchFile, facts: models.ModelFacts) -> list[Problem
     if facts.positions is not None and search.data.max_length > facts.positions:
         return [
             Problem(
-                ("data", "max_length"), f"{search.data.max_length} is more than the {facts.positions} positions of the model"
+                ("data", "max_length"),
+                f"{search.data.max_length} is more than the {facts.positions} positions of the model",
             )
         ]
     return []
@@ -220,7 +226,9 @@ def _notes(search: SearchFile, facts: models.ModelFacts, rungs: tuple[int, ...],
     notes = []
     gpu = models.device().type == "cuda"
     if search.resources.gpus_per_trial is not None and not gpu:
-        notes.append("no GPU on this machine: trials run on CPU cores, and peak VRAM is the count of live tensor storages")
+        notes.append(
+            "no GPU on this machine: trials run on CPU cores, and peak VRAM is the count of live tensor storages"
+        )
     biases = values_of(search.space.bias)
     if not facts.has_bias and len(biases) > 1:
         notes.append(f"the model has no biases, so bias {', '.join(biases)} train the same parameters")
@@ -229,7 +237,9 @@ def _notes(search: SearchFile, facts: models.ModelFacts, rungs: tuple[int, ...],
     warmups = values_of(search.space.warmup) if search.space.warmup is not None else [search.training.warmup]
     warm = max(warmups) * rungs[-1]
     if len(rungs) > 1 and rungs[0] < 2 * warm:
-        notes.append(f"the first rung ({rungs[0]} rows) is less than twice the warm-up ({warm:.0f} rows): it tells little")
+        notes.append(
+            f"the first rung ({rungs[0]} rows) is less than twice the warm-up ({warm:.0f} rows): it tells little"
+        )
     if rungs[0] < rows_per_step:
         notes.append(f"the first rung ({rungs[0]} rows) is less than one optimizer step ({rows_per_step} rows)")
     return notes

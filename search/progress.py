@@ -91,8 +91,8 @@ class PlainLines:
             line += f"; {report.outcome.value}"
             if report.error:
                 line += f": {last_line(report.error)}"
-            passed = self._clock() - self._start
-            line += f" [{self._done}/{self._budget}, {time_left(passed, self._done - self._already, self._budget - self._done)}]"
+            left = time_left(self._clock() - self._start, self._done - self._already, self._budget - self._done)
+            line += f" [{self._done}/{self._budget}, {left}]"
         self._say(line)
 
     def said(self, message: str) -> None:
@@ -172,8 +172,9 @@ class LiveTable:
         stopped = sum(outcome in {Outcome.STOPPED, Outcome.DIVERGED} for outcome in outcomes)
         done, budget = self._already + counted, self._search.budget.trials
         left = time_left(self.clock() - self._start, counted, budget - done)
+        finished = counted - failed - stopped
         return (
-            f"{self._search.name}  {done}/{budget} trials: {len(running)} running, {counted - failed - stopped} finished, "
+            f"{self._search.name}  {done}/{budget} trials: {len(running)} running, {finished} finished, "
             f"{stopped} stopped, {failed} failed; {left}"
         )
 

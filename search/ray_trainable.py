@@ -18,7 +18,7 @@ REPORT = "report"
 ENGINES = ("process", "toy")
 
 
-class TrialTrainable(tune.Trainable):
+class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # Ray is untyped
     """One step is one rung."""
 
     def setup(self, config: dict[str, Any]) -> None:

@@ -24,7 +24,10 @@ def resolved_text(prepared: Prepared, root: RootPaths) -> str:
     yaml.dump(data, stream)
     size, continuous = search.space.size()
     facts = prepared.facts
-    lines = [f"space: {size:,} discrete configurations" + (f", times continuous {', '.join(continuous)}" if continuous else "")]
+    lines = [
+        f"space: {size:,} discrete configurations"
+        + (f", times continuous {', '.join(continuous)}" if continuous else "")
+    ]
     lines += [f"modules {name}: {', '.join(found.targets)}" for name, found in prepared.resolved.items()]
     lines.append(f"model: {facts.parameters:,} parameters, {len(facts.linears)} linear modules")
     tokens = prepared.tokens

@@ -1,7 +1,7 @@
 """Wires a search together: checks, study, Ray Tune, MLflow, files at the end.
 
-`run_search` starts a new search, `resume_search` goes on with one; both return the study as it stands when the driver is
-done. The driver is the only writer of the study and of MLflow.
+`run_search` starts a new search, `resume_search` goes on with one; both return the study as it stands when the driver
+is done. The driver is the only writer of the study and of MLflow.
 """
 
 from __future__ import annotations
@@ -30,7 +30,9 @@ from lorafront.trainables.checkpoint import write_json, write_text
 MAX_WORKER_LOSSES = 2  # a trial whose worker died is started again so often, from its last checkpoint
 
 
-def run_search(search: SearchFile, text: str, root: RootPaths, observer: Observer, *, near: Path, engine: str = "process") -> StudyTable:
+def run_search(
+    search: SearchFile, text: str, root: RootPaths, observer: Observer, *, near: Path, engine: str = "process"
+) -> StudyTable:
     """Run a new search to its end.
 
     Args:
@@ -136,7 +138,13 @@ def _reconcile(ledger: Any, paths: SearchPaths) -> list[Any]:
 
 
 def _tune(
-    prepared: Prepared, paths: SearchPaths, ledger: Any, observer: Observer, unfinished: list[Any], epoch: int, engine: str
+    prepared: Prepared,
+    paths: SearchPaths,
+    ledger: Any,
+    observer: Observer,
+    unfinished: list[Any],
+    epoch: int,
+    engine: str,
 ) -> None:
     from ray import tune
     from ray.tune import CheckpointConfig, FailureConfig, RunConfig, TuneConfig
@@ -239,5 +247,3 @@ def write_front(table: StudyTable, paths: SearchPaths) -> None:
     write_json(paths.front_json, as_json(members, table.search.objective_list))
     if table.complete:
         plot_front(table, paths.front_png)
-
-

@@ -22,7 +22,9 @@ def ladder(rows: int, rungs: int | Sequence[int]) -> tuple[int, ...]:
     if isinstance(rungs, int):
         return tuple(sorted({rows // 2 ** (rungs - 1 - i) for i in range(rungs)} - {0}))
     if rungs[-1] > rows:
-        raise InvalidInput([Problem(("training", "rungs"), f"rung {rungs[-1]} lies beyond the {rows} rows of a training")])
+        raise InvalidInput(
+            [Problem(("training", "rungs"), f"rung {rungs[-1]} lies beyond the {rows} rows of a training")]
+        )
     return tuple(sorted({*rungs, rows}))
 
 

@@ -6,6 +6,7 @@ Every section is frozen; all errors of a file are raised together as one Invalid
 from __future__ import annotations
 
 import re
+import textwrap
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -89,8 +90,8 @@ class SearchFile(Section):
     task: Literal["causal_lm"] = "causal_lm"
     data: DataConfig
     space: LoraSpace = LoraSpace()
-    objectives: Annotated[list[str], Field(min_length=2, max_length=4)] = ["perplexity", "peak_vram_gb"]
-    constraints: dict[str, str] = {}
+    objectives: Annotated[list[str], Field(min_length=2, max_length=4)] = Field(["perplexity", "peak_vram_gb"])
+    constraints: dict[str, str] = Field(default_factory=dict)
     training: TrainingConfig = TrainingConfig(epochs=1)
     budget: Budget = Budget()
     resources: Resources = Resources()
@@ -116,7 +117,9 @@ class SearchFile(Section):
                 try:
                     parse_limit(name, text)
                 except ValueError as error:
-                    raise PydanticCustomError("rule", "{name} {reason}", {"name": name, "reason": str(error)}) from error
+                    raise PydanticCustomError(
+                        "rule", "{name} {reason}", {"name": name, "reason": str(error)}
+                    ) from error
         return raw
 
     @model_validator(mode="after")
@@ -188,11 +191,13 @@ def _secrets(value: Any, path: tuple[str | int, ...]) -> Iterable[Problem]:
         for index, child in enumerate(value):
             yield from _secrets(child, (*path, index))
     elif isinstance(value, str) and _SECRET.search(value):
-        yield Problem(path, "looks like a secret; give it in the environment (HF_TOKEN, MLFLOW_TRACKING_PASSWORD) instead")
+        yield Problem(
+            path, "looks like a secret; give it in the environment (HF_TOKEN, MLFLOW_TRACKING_PASSWORD) instead"
+        )
 
 
 def _problem(details: ErrorDetails, data: dict[str, Any]) -> Problem:
-    """pydantic's error in the words of the file."""
+    """Pydantic's error in the words of the file."""
     path = _path_in_file(details["loc"], data)
     kind, facts, found = details["type"], details.get("ctx", {}), details["input"]
     got = f"(got {_short(found)})"
@@ -221,11 +226,11 @@ def _problem(details: ErrorDetails, data: dict[str, Any]) -> Problem:
 
 def _short(value: Any) -> str:
     text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."
+    return textwrap.shorten(text, 80, placeholder="...")
 
 
 def _path_in_file(location: tuple[str | int, ...], data: Any) -> tuple[str | int, ...]:
-    """pydantic's location without the tags of its unions and the keys that a short form leaves out."""
+    """Pydantic's location without the tags of its unions and the keys that a short form leaves out."""
     path: list[str | int] = []
     here = data
     for index, part in enumerate(location):

@@ -55,7 +55,9 @@ class StudyLedger:
         self.study.sampler = TPESampler(seed=search.seed + len(trials))  # a resumed search must not repeat its draws
         self.known: dict[str, int] = {}
         self.configurations: dict[int, LoraConfiguration] = {}
-        self.bases = {key.removeprefix(f"{study_table.BASE}:") for key in self.study.user_attrs if study_table.BASE in key}
+        self.bases = {
+            key.removeprefix(f"{study_table.BASE}:") for key in self.study.user_attrs if study_table.BASE in key
+        }
         self.recorded = 0
         self.epoch = int(self.study.user_attrs.get(study_table.EPOCH, 0))
         for trial in trials:
@@ -92,7 +94,9 @@ class StudyLedger:
             if study_table.CONFIGURATION in trial.user_attrs:
                 found.append((trial.number, LoraConfiguration(**trial.user_attrs[study_table.CONFIGURATION])))
             else:
-                self._end(trial.number, Report(0, {}, Outcome.NOT_RUN, "asked for by a driver that died"), TrialState.FAIL)
+                self._end(
+                    trial.number, Report(0, {}, Outcome.NOT_RUN, "asked for by a driver that died"), TrialState.FAIL
+                )
         return found
 
     def ask(self) -> tuple[int, LoraConfiguration] | None:
@@ -142,7 +146,9 @@ class StudyLedger:
             if not isinstance(value, (int, float)) or not math.isfinite(value)
         ]
         if outcome is Outcome.COMPLETE and bad:
-            report = Report(report.rows, report.measurements, Outcome.BAD_METRIC, f"no finite value for {', '.join(bad)}")
+            report = Report(
+                report.rows, report.measurements, Outcome.BAD_METRIC, f"no finite value for {', '.join(bad)}"
+            )
             outcome = Outcome.BAD_METRIC
         state = _TOLD.get(outcome, TrialState.FAIL)
         self._end(number, report, state, values if state is TrialState.COMPLETE else None)
@@ -180,5 +186,3 @@ def _storage(path: Path) -> RDBStorage:
         return connection
 
     return RDBStorage(f"sqlite:///{path}", engine_kwargs={"creator": connect})
-
-

@@ -103,12 +103,16 @@ def read_study(path: Path) -> StudyTable:
         with _open(path) as database:
             attributes = dict(database.execute("SELECT key, value_json FROM study_user_attributes"))
             if SEARCH not in attributes:
-                raise StateUnreadable(f"{path} holds no search: its driver ended before it was set up; delete {path.parent}")
+                raise StateUnreadable(
+                    f"{path} holds no search: its driver ended before it was set up; delete {path.parent}"
+                )
             search = SearchFile.model_validate(json.loads(attributes[SEARCH]))
             trials = tuple(_trials(database))
     except (sqlite3.Error, ValueError, KeyError) as error:
         raise StateUnreadable(f"{path} cannot be read: {error}") from error
-    base = {key.removeprefix(f"{BASE}:"): json.loads(value) for key, value in attributes.items() if key.startswith(BASE)}
+    base = {
+        key.removeprefix(f"{BASE}:"): json.loads(value) for key, value in attributes.items() if key.startswith(BASE)
+    }
     return StudyTable(search, trials, base, tuple(json.loads(attributes.get(NOTES, "[]"))))
 
 

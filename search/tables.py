@@ -44,7 +44,9 @@ def front_table(table: StudyTable, members: Sequence[TrialRecord]) -> Table:
     for objective in objectives:
         shown.add_column(SHORT.get(objective.name, objective.name), justify="right", style="bold", no_wrap=True)
     for trial in members:
-        numbers = [number(value, objective) for value, objective in zip(values(trial, objectives), objectives, strict=True)]
+        numbers = [
+            number(value, objective) for value, objective in zip(values(trial, objectives), objectives, strict=True)
+        ]
         shown.add_row(str(trial.number), *(_cell(trial.lora, name) for name in varying), *numbers)
     if constant:
         shown.caption = "everywhere: " + ", ".join(f"{SHORT.get(k, k)} {v}" for k, v in constant.items())
@@ -67,7 +69,13 @@ def _parameters(configurations: Sequence[LoraConfiguration]) -> tuple[list[str],
 
 def _cell(lora: LoraConfiguration | None, name: str) -> str:
     value = getattr(lora, name, "")
-    return f"{value:.2g}" if isinstance(value, float) and value < 1 else f"{value:g}" if isinstance(value, float) else str(value)
+    return (
+        f"{value:.2g}"
+        if isinstance(value, float) and value < 1
+        else f"{value:g}"
+        if isinstance(value, float)
+        else str(value)
+    )
 
 
 def number(value: float, objective: Objective) -> str:
@@ -100,7 +108,9 @@ def summary(table: StudyTable, *, markdown: bool = False) -> str:
     members = front_of(table)
     objectives = table.search.objective_list
     ends = Counter(trial.outcome for trial in table.counted)
-    lines = [f"{table.search.name}: {len(table.counted)} trials of {table.search.model.name} on {table.search.data.path}"]
+    lines = [
+        f"{table.search.name}: {len(table.counted)} trials of {table.search.model.name} on {table.search.data.path}"
+    ]
     lines += [f"{count} x {outcome.value}" for outcome, count in ends.most_common() if outcome is not None]
     if table.base_perplexity:
         base = ", ".join(f"{name} {value:.2f}" for name, value in sorted(table.base_perplexity.items()))

@@ -74,7 +74,9 @@ def _syntax(path: Path, text: str, error: MarkedYAMLError) -> str:
         return f"{path}: malformed YAML: {error.problem}"
     lines = text.splitlines()
     line = lines[mark.line] if mark.line < len(lines) else ""
-    reason = "tabs are not allowed for indentation in YAML; use spaces" if "\\t" in str(error.problem) else error.problem
+    reason = (
+        "tabs are not allowed for indentation in YAML; use spaces" if "\\t" in str(error.problem) else error.problem
+    )
     return f"{path}:{mark.line + 1}:{mark.column + 1}  malformed YAML: {reason}\n    {line}\n    {' ' * mark.column}^"
 
 
@@ -105,7 +107,7 @@ class _Reader:
                 return self._mapping(node, path)
             if isinstance(node, SequenceNode):
                 return self._sequence(node, path)
-            return self._scalar(node, path)
+            return self._scalar(str(node.tag), str(node.value), path)
         finally:
             self._open.pop()
 
@@ -134,8 +136,8 @@ class _Reader:
             data.append(self.value(child, (*path, index)))
         return data
 
-    def _scalar(self, node: ScalarNode, path: KeyPath) -> Any:
-        kind, text = str(node.tag).removeprefix(_PREFIX), node.value
+    def _scalar(self, tag: str, text: str, path: KeyPath) -> Any:
+        kind = tag.removeprefix(_PREFIX)
         if kind == "null":
             return None
         if kind == "bool":

@@ -111,7 +111,7 @@ class LoraConfiguration(BaseModel):
 
 
 class LoraSpace(BaseModel):
-    """What varies. Each field is a fixed value, a list of choices, or a range; the defaults are `presets.DEFAULT_SPACE`.
+    """What varies: each field is a fixed value, a list of choices, or a range. Defaults: `presets.DEFAULT_SPACE`.
 
     The fields from `batch_size` on belong to `training`; name them here to search over them instead.
     """
@@ -134,7 +134,9 @@ class LoraSpace(BaseModel):
     def parameters(self) -> dict[str, Any]:
         """Every parameter that the file sets, under the name that the sampler sees."""
         named = {name: getattr(self, name) for name in type(self).model_fields if name != "alpha"}
-        alpha = {"alpha_ratio": self.alpha.ratio} if isinstance(self.alpha, AlphaRatio) else {"alpha": self.alpha.absolute}
+        alpha = (
+            {"alpha_ratio": self.alpha.ratio} if isinstance(self.alpha, AlphaRatio) else {"alpha": self.alpha.absolute}
+        )
         return {name: value for name, value in {**named, **alpha}.items() if value is not None}
 
     def ask(self, trial: Suggests, defaults: Mapping[str, Any]) -> LoraConfiguration:

@@ -39,9 +39,7 @@ _OUTSIDE: dict[str, frozenset[str]] = {
     **dict.fromkeys(
         ("up_proj", "fc1", "c_fc", "dense_h_to_4h", "lin1", "wi", "wi_1", "intermediate.dense"), frozenset({UP})
     ),
-    **dict.fromkeys(
-        ("down_proj", "fc2", "c_proj", "dense_4h_to_h", "lin2", "wo", "output.dense"), frozenset({DOWN})
-    ),
+    **dict.fromkeys(("down_proj", "fc2", "c_proj", "dense_4h_to_h", "lin2", "wo", "output.dense"), frozenset({DOWN})),
     "gate_up_proj": frozenset({GATE, UP}),
 }
 _HEADS = ("lm_head", "embed_out", "classifier", "score", "pre_classifier", "pooler.dense", "cls.predictions")

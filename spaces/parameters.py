@@ -31,13 +31,16 @@ FORMS = frozenset({"fixed", "choices", "range"})  # pydantic puts these tags int
 class Suggests(Protocol):
     """The part of an Optuna trial that a space needs."""
 
-    def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any: ...
+    def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
+        """One of the choices."""
 
-    def suggest_int(self, name: str, low: int, high: int, *, step: int = 1, log: bool = False) -> int: ...
+    def suggest_int(self, name: str, low: int, high: int, *, step: int = 1, log: bool = False) -> int:
+        """An integer from low to high."""
 
     def suggest_float(
         self, name: str, low: float, high: float, *, step: float | None = None, log: bool = False
-    ) -> float: ...
+    ) -> float:
+        """A number from low to high."""
 
 
 class Range(BaseModel, Generic[T]):

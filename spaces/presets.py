@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
-# The grid of the two studies that this project starts from: ranks 4 to 64, alpha once and twice the rank, five groups of
-# modules, NF4 against int8 against 16 bits, dropout up to 0.3, and which biases to train.
+# The grid of the two studies that this project starts from: ranks 4 to 64, alpha once and twice the rank, five groups
+# of modules, NF4 against int8 against 16 bits, dropout up to 0.3, and which biases to train.
 DEFAULT_SPACE: dict[str, Any] = {
     "rank": [4, 8, 16, 32, 64],
     "alpha": {"ratio": [1, 2]},

@@ -1,6 +1,6 @@
 """What a trial needs to know, frozen and JSON-able: model, data, training, and one trial built from them.
 
-`ModelConfig`, `DataConfig` and `TrainingConfig` are the sections of a search file; every field has a unit and a default.
+`ModelConfig`, `DataConfig` and `TrainingConfig` are sections of a search file; every field has a unit and a default.
 No torch here, so a file can be checked without importing it.
 """
 
@@ -39,7 +39,9 @@ class DataConfig(Section):
     """The text to adapt to."""
 
     path: Annotated[str, Field(min_length=1)] = Field(description="hub name, file, or folder")
-    eval_path: str | None = Field(default=None, description="evaluation data, where it is a file or data set of its own")
+    eval_path: str | None = Field(
+        default=None, description="evaluation data, where it is a file or data set of its own"
+    )
     format: Format = Field(default="text", description="how a row becomes tokens (trainables/formats.py)")
     config_name: str | None = Field(default=None, description="configuration of a hub data set")
     revision: str | None = Field(default=None, description="commit, tag or branch of a hub data set")
@@ -82,7 +84,9 @@ class TrainingConfig(Section):
     def _one_length(self) -> Self:
         given = [key for key in ("epochs", "steps", "rows") if getattr(self, key) is not None]
         if len(given) > 1:
-            raise PydanticCustomError("rule", "give one of epochs, steps, rows (got {keys})", {"keys": ", ".join(given)})
+            raise PydanticCustomError(
+                "rule", "give one of epochs, steps, rows (got {keys})", {"keys": ", ".join(given)}
+            )
         if isinstance(self.rungs, list) and sorted(set(self.rungs)) != self.rungs:
             raise PydanticCustomError("rule", "rungs must rise (got {rungs})", {"rungs": self.rungs})
         return self
@@ -102,7 +106,9 @@ class TrialConfig(Section):
     training: TrainingConfig
     lora: LoraConfiguration
     targets: tuple[str, ...] = Field(description="PEFT target modules, resolved for this model")
-    rungs: tuple[int, ...] = Field(description="training rows at which the trial reports; the last one is full fidelity")
+    rungs: tuple[int, ...] = Field(
+        description="training rows at which the trial reports; the last one is full fidelity"
+    )
     seed: int
     threads: int = Field(default=1, description="CPU threads of the session")
     tokens: Path = Field(description="file of token rows, prepared once and shared by all trials (trainables/data.py)")

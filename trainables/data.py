@@ -113,10 +113,13 @@ def prepare(
     problems = [
         Problem(
             ("data",),
-            f"{len(rows)} {name} rows (of at most {data.max_length} tokens) are left, and one batch needs {least}: give "
-            "more data, a smaller batch, or a smaller max_length",
+            f"{len(rows)} {name} rows (of at most {data.max_length} tokens) are left, and one batch needs {least}: "
+            "give more data, a smaller batch, or a smaller max_length",
         )
-        for name, rows, least in (("training", tokens.train, train_batch), ("evaluation", tokens.evaluation, eval_batch))
+        for name, rows, least in (
+            ("training", tokens.train, train_batch),
+            ("evaluation", tokens.evaluation, eval_batch),
+        )
         if len(rows) < least
     ]
     if problems:

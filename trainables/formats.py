@@ -6,7 +6,7 @@ with its row and column, because a library would silently train on `str(None)`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,18 +32,14 @@ class RowFormat:
 
 def _alpaca(row: Row) -> tuple[str, str]:
     """The template of Stanford Alpaca (Taori et al. 2023), with and without input."""
+    task, instruction = "Below is an instruction that describes a task", row["instruction"]
     if row.get("input"):
-        return (
-            "Below is an instruction that describes a task, paired with an input that provides further context. Write "
-            f"a response that appropriately completes the request.\n\n### Instruction:\n{row['instruction']}\n\n"
-            f"### Input:\n{row['input']}\n\n### Response:\n",
-            row["output"],
-        )
-    return (
-        "Below is an instruction that describes a task. Write a response that appropriately completes the request."
-        f"\n\n### Instruction:\n{row['instruction']}\n\n### Response:\n",
-        row["output"],
-    )
+        opening = f"{task}, paired with an input that provides further context. Write a response that appropriately "
+        middle = f"### Instruction:\n{instruction}\n\n### Input:\n{row['input']}"
+    else:
+        opening = f"{task}. Write a response that appropriately "
+        middle = f"### Instruction:\n{instruction}"
+    return f"{opening}completes the request.\n\n{middle}\n\n### Response:\n", row["output"]
 
 
 FORMATS: dict[str, RowFormat] = {
@@ -64,14 +60,14 @@ def check_columns(row_format: str, columns: list[str], source: str) -> None:
             [
                 Problem(
                     ("data", "format"),
-                    f"format {row_format} needs column {name!r}, which {source} does not have; it has {', '.join(columns)}",
+                    f"format {row_format} needs column {name!r}, which {source} lacks; it has {', '.join(columns)}",
                 )
                 for name in missing
             ]
         )
 
 
-def split_rows(row_format: str, rows: list[Row], source: str) -> list[tuple[str, str]]:
+def split_rows(row_format: str, rows: Sequence[Row], source: str) -> list[tuple[str, str]]:
     """(prompt, completion) of every row, in order.
 
     Raises:

@@ -16,6 +16,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
+from lorafront.trainables.session import Measurements
+
 ROUND = 512
 GIB = 2**30
 CUDA, CPU = "cuda_allocator", "cpu_live_storages"
@@ -37,18 +39,19 @@ class Memory:
     process: int
     source: str
 
-    def metrics(self) -> dict[str, Any]:
+    def metrics(self) -> Measurements:
         """In GiB, as reported; only what this kind of device has."""
-        reserved = {"peak_reserved_gb": self.reserved / GIB} if self.source == CUDA else {}
-        return {
-            "peak_vram_gb": self.allocated / GIB,
-            **reserved,
-            "process_memory_gb": self.process / GIB,
-            "peak_vram_source": self.source,
-        }
+        measured = Measurements(
+            peak_vram_gb=self.allocated / GIB, process_memory_gb=self.process / GIB, peak_vram_source=self.source
+        )
+        if self.source == CUDA:
+            measured["peak_reserved_gb"] = self.reserved / GIB
+        return measured
 
 
-def measure_peak(work: Callable[[], object], resident: Callable[[], Iterable[torch.Tensor]], on: torch.device) -> Memory:
+def measure_peak(
+    work: Callable[[], object], resident: Callable[[], Iterable[torch.Tensor]], on: torch.device
+) -> Memory:
     """Run `work` and return the peak.
 
     Args:
@@ -84,7 +87,7 @@ def _process_bytes(on: torch.device) -> int:
         return 0
 
 
-class LiveStorages(TorchDispatchMode):
+class LiveStorages(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves it untyped
     """Counts the bytes of distinct storages that are alive while the mode is on.
 
     A storage is counted once however many views it has, from the operation that makes it until its last owner drops it.
@@ -92,7 +95,7 @@ class LiveStorages(TorchDispatchMode):
 
     def __init__(self, resident: Iterable[torch.Tensor] = ()) -> None:
         """Args: resident: tensors that exist already."""
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.live = 0
         self.peak = 0
         self._seen: dict[int, weakref.ref[Any]] = {}
@@ -111,7 +114,7 @@ class LiveStorages(TorchDispatchMode):
 
     def _add(self, tensor: torch.Tensor) -> None:
         storage = tensor.untyped_storage()
-        key = storage._cdata
+        key = storage._cdata  # noqa: SLF001  # the address of the storage itself; torch names no public one
         known = self._seen.get(key)
         if (known is not None and known() is not None) or storage.device.type == "meta":
             return

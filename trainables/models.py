@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from lorafront.spaces.lora import LoraConfiguration
     from lorafront.trainables.task import Task
 
+
 @dataclass(frozen=True)
 class ModelFacts:
     """What can be known of a model from its config file.
@@ -55,7 +56,9 @@ def compute_dtype(quantization: str, on: torch.device) -> torch.dtype:
     """The dtype of activations: what a 16/32-bit base is stored in; bfloat16 for quantized ones where it exists."""
     if quantization in UNQUANTIZED:
         return dtype_named(UNQUANTIZED[quantization])
-    return torch.bfloat16 if on.type == "cpu" or torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    return (
+        torch.bfloat16 if on.type == "cpu" or torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    )
 
 
 def dtype_named(name: str) -> torch.dtype:
@@ -100,7 +103,12 @@ def load_tokenizer(model: ModelConfig) -> PreTrainedTokenizerBase:
     tokenizer: PreTrainedTokenizerBase = _load(model, AutoTokenizer)
     if tokenizer.pad_token_id is None and tokenizer.eos_token_id is None:
         raise InvalidInput(
-            [Problem(("model",), f"the tokenizer of {model.name} has neither a padding nor an end token; set one and save it")]
+            [
+                Problem(
+                    ("model",),
+                    f"the tokenizer of {model.name} has neither a padding nor an end token; set one and save it",
+                )
+            ]
         )
     return tokenizer
 
@@ -108,17 +116,28 @@ def load_tokenizer(model: ModelConfig) -> PreTrainedTokenizerBase:
 def _load(model: ModelConfig, auto_class: Any) -> Any:
     try:
         place = local_folder_or_file(model.name)
-        if place is not None and not (place / "config.json").is_file():
-            raise InvalidInput(f"{model.name} is not a model folder: it has no config.json")
-        return auto_class.from_pretrained(model.name, revision=model.revision, trust_remote_code=False)
     except InvalidInput as error:
         raise InvalidInput([Problem(("model",), problem.message) for problem in error.problems]) from error
+    if place is not None:
+        _check_folder(place)
+    try:
+        return auto_class.from_pretrained(model.name, revision=model.revision, trust_remote_code=False)
     except (OSError, ValueError) as error:  # what transformers raises for missing files and for remote code
         if "trust_remote_code" in str(error):
             message = f"{model.name} needs code from its repository, which lorafront does not run"
         else:
             message = unreachable("model folder", model.name, error)
         raise InvalidInput([Problem(("model",), message)]) from error
+
+
+def _check_folder(place: Path) -> None:
+    """A folder must hold a config, and weights that can be read without running code."""
+    if not (place / "config.json").is_file():
+        raise InvalidInput([Problem(("model",), f"{place} is not a model folder: it has no config.json")])
+    if not any(place.glob("*.safetensors")):
+        raise InvalidInput(
+            [Problem(("model",), f"{place} has no *.safetensors; pickled weights are not loaded, convert them first")]
+        )
 
 
 def model_facts(config: PretrainedConfig, task: Task) -> ModelFacts:
@@ -176,7 +195,7 @@ class FrozenBase:
             trust_remote_code=False,
             use_safetensors=True,
         )
-        self.model.requires_grad_(False)
+        self.model.requires_grad_(requires_grad=False)
         for module in self.model.modules():
             if hasattr(module, "support_avx512bf16_for_cpu"):
                 # bitsandbytes 0.50 repacks 4-bit weights at the first evaluation on such CPUs and never unpacks them:
@@ -191,7 +210,9 @@ class FrozenBase:
             self._biases = {
                 name: p.detach().clone() for name, p in self.model.named_parameters() if name.endswith("bias")
             }
-        peft_model = get_peft_model(self.model, lora_config(lora, config.targets, self.task.peft_type, config.model.name))
+        peft_model = get_peft_model(
+            self.model, lora_config(lora, config.targets, self.task.peft_type, config.model.name)
+        )
         _seed_adapter(peft_model, config.seed)
         if config.training.gradient_checkpointing:
             self.model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -204,7 +225,7 @@ class FrozenBase:
             self.model.gradient_checkpointing_disable()
             self.model.disable_input_require_grads()
         peft_model.unload()
-        self.model.requires_grad_(False)
+        self.model.requires_grad_(requires_grad=False)
         for name, parameter in self.model.named_parameters():
             parameter.grad = None
             if name in self._biases:
@@ -283,4 +304,3 @@ def _tensors_of(owner: object) -> Iterator[torch.Tensor]:
     nested = getattr(owner, "state2", None)
     if nested is not None:
         yield from _tensors_of(nested)
-

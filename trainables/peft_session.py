@@ -85,7 +85,7 @@ class PeftSession:
             on_device = {name: tensor.to(self.base.device, non_blocking=True) for name, tensor in batch.items()}
             with torch.autocast(self.base.device.type, dtype=self.base.dtype, enabled=sixteen_bit):
                 loss = self.task.nll(self.model, on_device) / targets
-            self.scaler.scale(loss).backward()
+            self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
             loss_sum += loss.detach()
         self.scaler.unscale_(self.optimizer)
         self._grad_norm = torch.nn.utils.clip_grad_norm_(self.trained, self.config.training.max_grad_norm)
@@ -110,8 +110,8 @@ class PeftSession:
             adapter_mb=sum(p.numel() * p.element_size() for p in self.trained) / 1e6,
             train_seconds=self.train_seconds,
             compute_dtype=dtype_name(self.base.dtype),
-            **self.memory.metrics(),
         )
+        measured.update(self.memory.metrics())
         if self._losses:
             measured["train_loss"] = float(torch.stack(self._losses).mean())
             measured["grad_norm"] = float(self._grad_norm)
@@ -184,7 +184,9 @@ class PeftSession:
             make: Any = bitsandbytes.optim.PagedAdamW8bit
         else:
             make = torch.optim.AdamW
-        self.optimizer: torch.optim.Optimizer = make(self.trained, lr=lora.learning_rate, weight_decay=lora.weight_decay)
+        self.optimizer: torch.optim.Optimizer = make(
+            self.trained, lr=lora.learning_rate, weight_decay=lora.weight_decay
+        )
         self.schedule = get_scheduler(
             lora.scheduler,
             self.optimizer,
@@ -235,10 +237,10 @@ class PeftSession:
         """Batches from the next unseen row on, without end."""
         workers = self.config.training.loader_workers
         upcoming = islice(row_order(len(self.data.train), self.config.seed), self.rows_seen, None)
-        loader: DataLoader[Batch] = DataLoader(
+        loader: DataLoader[Any] = DataLoader(
             _Rows(len(self.data.train)),
             batch_size=self.batch_size,
-            sampler=upcoming,  # type: ignore[arg-type]  # any iterable of indices will do
+            sampler=upcoming,  # any iterable of indices will do
             collate_fn=lambda indices: self.task.collate(self.data.train, indices, self.data.pad_id),
             num_workers=workers,
             pin_memory=self.base.device.type == "cuda",

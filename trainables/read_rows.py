@@ -85,7 +85,7 @@ def _utf8(path: Path) -> str:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise InvalidInput(
-            f"{path} is not UTF-8: byte 0x{raw[error.start]:02x} at offset {error.start}; convert it, for example with iconv"
+            f"{path} is not UTF-8: byte 0x{raw[error.start]:02x} at offset {error.start}; convert it (iconv does)"
         ) from error
     if "\0" in text:
         raise InvalidInput(f"{path} holds a NUL byte at offset {raw.index(0)}; is it text?")
@@ -99,7 +99,9 @@ def _json_rows(path: Path) -> list[dict[str, Any]]:
         numbered = list(enumerate(rows, start=1))
     else:
         numbered = [
-            (number, _parse(line, path, number)) for number, line in enumerate(text.split("\n"), start=1) if line.strip()
+            (number, _parse(line, path, number))
+            for number, line in enumerate(text.split("\n"), start=1)
+            if line.strip()
         ]
     for number, row in numbered:
         if not isinstance(row, dict):
@@ -130,16 +132,16 @@ def _table_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def _read_csv(path: Path, separator: str) -> Any:
-    import pandas
+    import pandas as pd
 
     try:
-        return pandas.read_csv(path, sep=separator, keep_default_na=False)
-    except (pandas.errors.ParserError, pandas.errors.EmptyDataError) as error:
+        return pd.read_csv(path, sep=separator, keep_default_na=False)
+    except (pd.errors.ParserError, pd.errors.EmptyDataError) as error:
         raise InvalidInput(f"{path}: {error}") from error
 
 
 def _from_folder(folder: Path) -> RawData:
-    """Files named after a split are that split (`train*`, `valid*`, `dev*`, `test*`); without such names all are one."""
+    """Files named after a split are that split (`train*`, `valid*`, `dev*`, `test*`); others are for training."""
     known = TEXT_SUFFIXES | JSON_SUFFIXES | frozenset(TABLE_BUILDERS)
     files = sorted(path for path in folder.iterdir() if path.suffix.lower() in known)
     files = [path for path in files if path.stem.lower() not in {"readme", "license", "dataset_info", "dataset_dict"}]

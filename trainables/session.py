@@ -51,4 +51,3 @@ class Session(Protocol):
 
     def close(self) -> None:
         """Give back what the session borrowed."""
-

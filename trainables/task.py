@@ -22,8 +22,13 @@ TASKS = ("causal_lm",)
 class Task(Protocol):
     """The seam between a recipe and what it is trained to do."""
 
-    name: str
-    peft_type: str
+    @property
+    def name(self) -> str:
+        """As in a search file."""
+
+    @property
+    def peft_type(self) -> str:
+        """PEFT's TaskType."""
 
     def auto_class(self) -> Any:
         """The transformers Auto class that builds the model."""

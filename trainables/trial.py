@@ -18,7 +18,7 @@ from typing import Any
 from lorafront.spaces.errors import CheckpointInvalid, StateUnreadable
 from lorafront.trainables.checkpoint import ASIDE, read_manifest, write_folder, write_json
 from lorafront.trainables.outcome import Outcome, classify
-from lorafront.trainables.session import Measurements, Session
+from lorafront.trainables.session import Session
 
 MakeSession = Callable[[], Session]
 
@@ -92,7 +92,9 @@ class TrialFolder:
         except FileNotFoundError:
             return None
         except (OSError, ValueError, KeyError) as error:
-            raise StateUnreadable(f"{self.result} cannot be read ({error}); move it away to train this trial again") from error
+            raise StateUnreadable(
+                f"{self.result} cannot be read ({error}); move it away to train this trial again"
+            ) from error
 
 
 @dataclass

@@ -1,0 +1,49 @@
+# Two commands on a fresh machine: `make demo` and `make test`. Everything lands in .venv.
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
+SOURCES := pyproject.toml README.md $(wildcard search/*.py trainables/*.py spaces/*.py)
+ROOT ?= runs
+
+.PHONY: demo test check-code tests clean
+
+demo: .venv/installed examples/text/python-reference.txt
+	@rm -rf $(ROOT)/demo
+	$(BIN)/lorafront run examples/demo.yaml --root $(ROOT)
+	$(BIN)/lorafront export demo --out $(ROOT)/demo/export --root $(ROOT)
+
+test: .venv/installed-test check-code tests
+
+check-code:
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy -p lorafront.spaces -p lorafront.trainables -p lorafront.search
+	$(BIN)/lint-imports --no-logo
+
+tests:
+	$(BIN)/python -m pytest --durations=10
+
+# torch comes first and alone, so that nothing else decides which build is taken.
+.venv/dependencies: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(PIP) "$$(grep '^torch==' constraints.txt)"
+	$(PIP) .
+	touch $@
+
+# The wheel, not an editable install: Ray's workers and mypy import what users import. build/ would ship deleted modules.
+.venv/installed: .venv/dependencies $(SOURCES)
+	rm -rf build
+	$(PIP) --no-deps --force-reinstall .
+	rm -rf build *.egg-info
+	touch $@
+
+.venv/installed-test: .venv/installed
+	$(PIP) '.[test]'
+	rm -rf build *.egg-info
+	touch $@
+
+examples/text/python-reference.txt: .venv/installed examples/python_reference.py
+	$(BIN)/python examples/python_reference.py $@
+
+clean:
+	rm -rf .venv build dist *.egg-info examples/text
