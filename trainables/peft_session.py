@@ -124,15 +124,9 @@ class PeftSession:
     def save(self, folder: Path) -> None:
         """Write adapter (an ordinary PEFT folder), optimizer state, and position."""
         self.model.save_pretrained(str(folder / ADAPTER))
-        tensors: dict[str, torch.Tensor] = {}
-        plain: dict[str, Any] = {}
-        state = self.optimizer.state_dict()["state"]
-        for index, values in state.items():
-            for name, value in values.items():
-                if isinstance(value, torch.Tensor):
-                    tensors[f"{index}.{name}"] = value.detach().cpu().contiguous()
-                else:
-                    plain[f"{index}.{name}"] = value
+        leaves = dict(_leaves(self.optimizer.state_dict()["state"], ()))
+        # Cloned, because bitsandbytes shares one table between states and safetensors keeps none twice.
+        tensors = {k: v.detach().cpu().clone() for k, v in leaves.items() if isinstance(v, torch.Tensor)}
         save_file(tensors, folder / OPTIMIZER)
         position = {
             "step": self.step,
@@ -140,7 +134,7 @@ class PeftSession:
             "tokens": self.tokens,
             "schedule": {k: v for k, v in self.schedule.state_dict().items() if not callable(v) and k != "lr_lambdas"},
             "scaler": self.scaler.state_dict(),
-            "optimizer": plain,
+            "optimizer": {k: v for k, v in leaves.items() if k not in tensors},
             "rng": torch.get_rng_state().numpy().tobytes().hex(),
         }
         if self.base.device.type == "cuda":
@@ -154,10 +148,13 @@ class PeftSession:
         set_peft_model_state_dict(self.model, load_peft_weights(str(folder / ADAPTER), device=str(self.base.device)))
         position = json.loads((folder / STATE).read_text(encoding="utf-8"))
         current = self.optimizer.state_dict()
-        state: dict[int, dict[str, Any]] = {}
+        state: dict[Any, Any] = {}
         for key, value in [*load_file(folder / OPTIMIZER).items(), *position["optimizer"].items()]:
-            index, name = key.split(".", 1)
-            state.setdefault(int(index), {})[name] = value
+            index, *names = key.split("/")
+            here = state.setdefault(int(index), {})
+            for name in names[:-1]:
+                here = here.setdefault(name, {})
+            here[names[-1]] = value
         self.optimizer.load_state_dict({"state": state, "param_groups": current["param_groups"]})
         lambdas = [None] * len(self.optimizer.param_groups)  # functions of the step; they are here already
         self.schedule.load_state_dict({**position["schedule"], "lr_lambdas": lambdas})
@@ -268,6 +265,15 @@ class _Rows(Dataset[int]):
 
     def __getitem__(self, index: int) -> int:
         return index
+
+
+def _leaves(tree: dict[Any, Any], path: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
+    """(`0/exp_avg`, value) of a nested state; bitsandbytes nests one level deeper than torch."""
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, (*path, str(key)))
+        else:
+            yield "/".join((*path, str(key))), value
 
 
 def _byte_tensor(text: str) -> torch.Tensor:

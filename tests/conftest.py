@@ -1,0 +1,92 @@
+"""Shared small things: the pretrained model, a text, token rows, frozen bases, trial configurations."""
+
+from __future__ import annotations
+
+import lorafront.search.environment  # isort: skip  # noqa: F401  # before everything that reads it
+
+import json
+from pathlib import Path
+from pydoc_data.topics import topics
+from typing import Any
+
+import pytest
+from support import TINY_LLAMA, MakeTrial, lora
+
+from lorafront.spaces import modules
+from lorafront.trainables.config import DataConfig, ModelConfig, TrainingConfig, TrialConfig
+from lorafront.trainables.data import TokenData, prepare, store
+from lorafront.trainables.models import BaseCache, ModelFacts, load_config, load_tokenizer, model_facts
+from lorafront.trainables.task import task_named
+
+@pytest.fixture(scope="session")
+def text_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """About 60 kB of English about Python."""
+    path = tmp_path_factory.mktemp("text") / "reference.txt"
+    path.write_text("\n\n".join(topics[name] for name in sorted(topics))[:60_000], encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="session")
+def qa_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Forty questions with answers, as JSON lines."""
+    path = tmp_path_factory.mktemp("qa") / "rows.jsonl"
+    rows = [{"question": f"What is {i} plus {i}?", "answer": f"It is {2 * i}."} for i in range(40)]
+    path.write_text("\n".join(json.dumps(row) for row in rows) + "\n", encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_model() -> ModelConfig:
+    return ModelConfig(name=str(TINY_LLAMA))
+
+
+@pytest.fixture(scope="session")
+def facts(tiny_model: ModelConfig) -> ModelFacts:
+    return model_facts(load_config(tiny_model), task_named("causal_lm"))
+
+
+@pytest.fixture(scope="session")
+def data_config(text_file: Path) -> DataConfig:
+    return DataConfig(path=str(text_file), max_length=32, train_rows=64, eval_rows=8)
+
+
+@pytest.fixture(scope="session")
+def token_file(
+    data_config: DataConfig, tiny_model: ModelConfig, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, TokenData]:
+    task, tokenizer = task_named("causal_lm"), load_tokenizer(tiny_model)
+    file, tokens = prepare(
+        data_config, task, tokenizer, tmp_path_factory.mktemp("tokens"), train_batch=4, eval_batch=4
+    )
+    store(file, tokens)
+    return file, tokens
+
+
+@pytest.fixture(scope="session")
+def bases() -> BaseCache:
+    return BaseCache()
+
+
+@pytest.fixture(scope="session")
+def make_trial(
+    tiny_model: ModelConfig, data_config: DataConfig, token_file: tuple[Path, TokenData], facts: ModelFacts
+) -> MakeTrial:
+    """Build a trial: keywords of LORA change the configuration, the others the trial."""
+
+    def make(
+        *, training: dict[str, Any] | None = None, rungs: tuple[int, ...] = (16, 32), seed: int = 0, **changes: Any
+    ) -> TrialConfig:
+        configuration = lora(**changes)
+        return TrialConfig(
+            task="causal_lm",
+            model=tiny_model,
+            data=data_config,
+            training=TrainingConfig(rows=rungs[-1], **(training or {})),
+            lora=configuration,
+            targets=modules.resolve(configuration.modules, list(facts.linears)).targets,
+            rungs=rungs,
+            seed=seed,
+            tokens=token_file[0],
+        )
+
+    return make
