@@ -88,7 +88,7 @@ def run(file: File, root: Root = None) -> None:
     paths = _root(root)
     refuse_existing(paths.search(search.name))
     text = file.read_text(encoding="utf-8-sig")
-    table = _placed(file, lambda: run_search(search, text, paths, _observer(), near=file.absolute().parent))
+    table = _placed(file, lambda: run_search(search, paths, _observer(), text=text, near=file.absolute().parent))
     _conclude(table, paths)
 
 

@@ -96,7 +96,10 @@ def _export_trial(table: StudyTable, trial: TrialRecord, paths: SearchPaths, out
     bits = bitsandbytes_arguments(trial.lora.quantization, dtype)
     if bits is not None:
         write_json(out / "bitsandbytes_config.json", bits)
-    write_json(out / "training_arguments.json", training_arguments(table, trial.lora, trial.last.rows, dtype))
+    on_cpu = trial.measurements.get("peak_vram_source") == "cpu_live_storages"
+    write_json(
+        out / "training_arguments.json", training_arguments(table, trial.lora, trial.last.rows, dtype, on_cpu=on_cpu)
+    )
     numbers = {
         "search": paths.name, "trial": trial.number, "model": model, "dtype": dtype,
         "configuration": trial.lora.model_dump(mode="json"), "measurements": trial.measurements,
@@ -107,7 +110,9 @@ def _export_trial(table: StudyTable, trial: TrialRecord, paths: SearchPaths, out
     return out
 
 
-def training_arguments(table: StudyTable, lora: LoraConfiguration, rows: int, dtype: str) -> dict[str, Any]:
+def training_arguments(
+    table: StudyTable, lora: LoraConfiguration, rows: int, dtype: str, *, on_cpu: bool
+) -> dict[str, Any]:
     """The training in the names of `transformers.TrainingArguments`."""
     training = table.search.training
     steps = -(-rows // (lora.batch_size * lora.gradient_accumulation))
@@ -126,6 +131,7 @@ def training_arguments(table: StudyTable, lora: LoraConfiguration, rows: int, dt
         "bf16": dtype == "bfloat16",
         "fp16": dtype == "float16",
         "seed": table.search.seed,
+        **({"use_cpu": True} if on_cpu else {}),  # transformers refuses bf16 on a CPU without it
     }
 
 

@@ -11,36 +11,47 @@ import lorafront.search.environment  # isort: skip  # noqa: F401  # before Ray a
 import contextlib
 import logging
 import shutil
+import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lorafront.search import mlflow_tracker
 from lorafront.search.front import as_json, front_of
 from lorafront.search.ownership import owned
 from lorafront.search.paths import RootPaths, SearchPaths
-from lorafront.search.preflight import Prepared, check
-from lorafront.search.progress import Observer
+from lorafront.search.progress import Observer, Silent
 from lorafront.search.search_file import SearchFile
 from lorafront.search.study_table import StudyTable, read_study
 from lorafront.spaces.errors import Incomplete, InvalidInput, Problem, SearchExists
 from lorafront.trainables.checkpoint import write_json, write_text
 
+if TYPE_CHECKING:
+    from lorafront.search.preflight import Prepared
+    from lorafront.search.study import StudyLedger
+    from lorafront.spaces.lora import LoraConfiguration
+
 MAX_WORKER_LOSSES = 2  # a trial whose worker died is started again so often, from its last checkpoint
 
 
 def run_search(
-    search: SearchFile, text: str, root: RootPaths, observer: Observer, *, near: Path, engine: str = "process"
+    search: SearchFile,
+    root: RootPaths,
+    observer: Observer | None = None,
+    *,
+    text: str | None = None,
+    near: Path | None = None,
+    engine: str = "process",
 ) -> StudyTable:
     """Run a new search to its end.
 
     Args:
         search: the validated file.
-        text: the file as the user wrote it.
         root: where searches stand.
-        observer: hears of every trial.
-        near: folder of the search file.
+        observer: hears of every trial; none is silence.
+        text: the file as the user wrote it; none writes the resolved one.
+        near: folder of the search file, where its paths may start; none is the current folder.
         engine: `process`, or `toy` for a run without torch.
 
     Raises:
@@ -49,19 +60,21 @@ def run_search(
         Incomplete: it was interrupted; `resume_search` goes on.
     """
     paths = root.search(search.name)
-    refuse_existing(paths)
-    prepared = check(search, root, near)
-    tracking = mlflow_tracker.open_tracking(prepared.search, root)
-    if tracking.problem and prepared.search.tracking.required:
-        raise InvalidInput([Problem(("tracking", "uri"), tracking.problem)])
-    paths.folder.mkdir(parents=True, mode=0o700)
-    with owned(paths):
-        write_text(paths.search_yaml, text)
+    with claimed(paths):
+        from lorafront.search.preflight import check
+
+        prepared = check(search, root, near or Path.cwd())
+        tracking = mlflow_tracker.open_tracking(prepared.search, root)
+        if tracking.problem and prepared.search.tracking.required:
+            raise InvalidInput([Problem(("tracking", "uri"), tracking.problem)])
+        write_text(paths.search_yaml, text or search.model_dump_json(indent=2, exclude_none=True))
         prepared.store()
-        return _drive(prepared, paths, observer, tracking, engine, create=True)
+        return _drive(prepared, paths, observer or Silent(), tracking, engine, create=True)
 
 
-def resume_search(name: str, root: RootPaths, observer: Observer, *, engine: str = "process") -> StudyTable:
+def resume_search(
+    name: str, root: RootPaths, observer: Observer | None = None, *, engine: str = "process"
+) -> StudyTable:
     """Go on with a search until its budget is spent; trials that were running keep their numbers.
 
     Raises:
@@ -69,23 +82,56 @@ def resume_search(name: str, root: RootPaths, observer: Observer, *, engine: str
         SearchOwned: its driver is alive.
     """
     paths = root.existing(name)
-    with owned(paths):
+    with owned(paths):  # before the heavy imports, so that a second driver is refused at once
+        from lorafront.search.preflight import check
+
         prepared = check(read_study(paths.study_db).search, root, paths.folder)
         prepared.store()
         return _drive(
-            prepared, paths, observer, mlflow_tracker.open_tracking(prepared.search, root), engine, create=False
+            prepared,
+            paths,
+            observer or Silent(),
+            mlflow_tracker.open_tracking(prepared.search, root),
+            engine,
+            create=False,
         )
 
 
 def refuse_existing(paths: SearchPaths) -> None:
-    """Raise SearchExists where the name is taken; a folder without a study is no search and is refused as well."""
+    """Raise where the name is taken: by a search, by a driver that is just setting one up, or by other files.
+
+    Raises:
+        SearchExists: there is a search, or a folder that is none.
+        SearchOwned: another driver is alive.
+    """
+    if paths.driver_lock.exists():
+        with owned(paths):
+            pass
     if paths.study_db.is_file():
         raise SearchExists(
             f"search {paths.name!r} exists already in {paths.folder}; `lorafront resume {paths.name}` goes on with it, "
             "or choose another name"
         )
-    if paths.folder.exists() and any(paths.folder.iterdir()):
+    if not paths.is_unused():
         raise SearchExists(f"{paths.folder} is there and is no search; choose another name or move it away")
+
+
+@contextlib.contextmanager
+def claimed(paths: SearchPaths) -> Iterator[None]:
+    """Own a new name while the block runs; where the block fails before there is a study, nothing is left behind."""
+    refuse_existing(paths)
+    new_root = not paths.folder.parent.exists()
+    RootPaths(paths.folder.parent).check_writable()
+    paths.folder.mkdir(parents=True, mode=0o700, exist_ok=True)
+    with owned(paths):
+        try:
+            yield
+        finally:
+            if not paths.study_db.is_file():
+                shutil.rmtree(paths.folder, ignore_errors=True)
+                if new_root:
+                    with contextlib.suppress(OSError):  # somebody else's search may have come into it meanwhile
+                        paths.folder.parent.rmdir()
 
 
 def _drive(
@@ -121,7 +167,7 @@ def _drive(
     return table
 
 
-def _reconcile(ledger: Any, paths: SearchPaths) -> list[Any]:
+def _reconcile(ledger: StudyLedger, paths: SearchPaths) -> list[tuple[int, LoraConfiguration]]:
     """Tell what finished while no driver was listening; return what has to be run again.
 
     A result file is durable before anyone hears of it, so a trial whose driver died is told from its file.
@@ -140,9 +186,9 @@ def _reconcile(ledger: Any, paths: SearchPaths) -> list[Any]:
 def _tune(
     prepared: Prepared,
     paths: SearchPaths,
-    ledger: Any,
+    ledger: StudyLedger,
     observer: Observer,
-    unfinished: list[Any],
+    unfinished: list[tuple[int, LoraConfiguration]],
     epoch: int,
     engine: str,
 ) -> None:
@@ -155,7 +201,7 @@ def _tune(
     # A trial goes on in the folder of the epoch that began it, so that its checkpoints are found.
     begun = {trial.number: trial.epoch for trial in read_study(paths.study_db).running if trial.epoch}
 
-    def dispatch(number: int, lora: Any) -> dict[str, Any]:
+    def dispatch(number: int, lora: LoraConfiguration) -> dict[str, Any]:
         folder = paths.trial(number, epoch).path
         if number in begun and begun[number] != epoch:
             _adopt(paths.trial(number, begun[number]).path, folder)
@@ -223,6 +269,7 @@ def ray_cluster() -> Iterator[Path]:
     try:
         if started:
             ray.init(
+                address="local",  # whatever RAY_ADDRESS says: a search in one process tree is what was asked for
                 include_dashboard=False,
                 log_to_driver=False,
                 logging_level=logging.ERROR,
@@ -230,6 +277,7 @@ def ray_cluster() -> Iterator[Path]:
                 _temp_dir=str(scratch / "ray"),
                 _node_ip_address="127.0.0.1",
             )
+        signal.signal(signal.SIGTERM, _interrupt)  # after ray.init, which sets its own
         for name in ("ray", "ray.tune", "ray.train"):
             logging.getLogger(name).setLevel(logging.CRITICAL)  # what went wrong with a trial is told by the observer
         yield scratch / "tune"
@@ -237,6 +285,11 @@ def ray_cluster() -> Iterator[Path]:
         if started:
             ray.shutdown()
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _interrupt(_number: int, _frame: object) -> None:
+    """SIGTERM is Ctrl-C: the study is closed properly and `resume` goes on."""
+    raise KeyboardInterrupt
 
 
 def write_front(table: StudyTable, paths: SearchPaths) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import lorafront.search.environment  # isort: skip  # noqa: F401  # before everything that reads it
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from pydoc_data.topics import topics
 from typing import Any
@@ -17,6 +18,7 @@ from lorafront.trainables.config import DataConfig, ModelConfig, TrainingConfig,
 from lorafront.trainables.data import TokenData, prepare, store
 from lorafront.trainables.models import BaseCache, ModelFacts, load_config, load_tokenizer, model_facts
 from lorafront.trainables.task import task_named
+
 
 @pytest.fixture(scope="session")
 def text_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -55,9 +57,7 @@ def token_file(
     data_config: DataConfig, tiny_model: ModelConfig, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, TokenData]:
     task, tokenizer = task_named("causal_lm"), load_tokenizer(tiny_model)
-    file, tokens = prepare(
-        data_config, task, tokenizer, tmp_path_factory.mktemp("tokens"), train_batch=4, eval_batch=4
-    )
+    file, tokens = prepare(data_config, task, tokenizer, tmp_path_factory.mktemp("tokens"), train_batch=4, eval_batch=4)
     store(file, tokens)
     return file, tokens
 
@@ -90,3 +90,12 @@ def make_trial(
         )
 
     return make
+
+
+@pytest.fixture(scope="session")
+def ray_session() -> Iterator[None]:
+    """One Ray for all tests of a session: starting it costs several seconds."""
+    from lorafront.search.run import ray_cluster
+
+    with ray_cluster():
+        yield

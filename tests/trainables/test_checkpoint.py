@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 
 import pytest
-from lorafront.trainables.checkpoint import MANIFEST, read_manifest, write_folder, write_json
 
 from lorafront.spaces.errors import CheckpointInvalid
+from lorafront.trainables.checkpoint import MANIFEST, read_manifest, write_folder, write_json
 
 
 def fill(folder: Path) -> None:

@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from support import TINY_LLAMA, MakeTrial
-from lorafront.trainables.data import TokenData
-from lorafront.trainables.models import BaseCache
-from lorafront.trainables.peft_session import PeftSession, open_session
 from peft import PeftModel
+from support import TINY_LLAMA, MakeTrial
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from lorafront.spaces.quantization import bitsandbytes_arguments
+from lorafront.trainables.data import TokenData
+from lorafront.trainables.models import BaseCache
+from lorafront.trainables.peft_session import PeftSession, open_session
 
 QUANTIZATIONS = ["nf4", "nf4_double", "fp4", "int8", "bf16", "fp32"]
 

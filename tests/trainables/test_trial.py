@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from support import lora
+
 from lorafront.trainables.outcome import Outcome, classify
 from lorafront.trainables.session import Measurements
 from lorafront.trainables.toy import ToySession

@@ -1,0 +1,311 @@
+"""Whole searches through Ray, Optuna and MLflow: to the end, through failures, through crashes."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from support import TINY_LLAMA
+
+from lorafront.search.export import export_front
+from lorafront.search.front import front_of
+from lorafront.search.mlflow_tracker import open_tracking, sync
+from lorafront.search.paths import RootPaths
+from lorafront.search.run import resume_search, run_search
+from lorafront.search.search_file import SearchFile, parse_search
+from lorafront.search.study_table import StudyTable, read_study
+from lorafront.spaces.errors import InvalidInput, SearchExists
+from lorafront.trainables.outcome import Outcome
+
+
+def search_data(name: str, text_file: Path, **changes: Any) -> dict[str, Any]:
+    return {
+        "name": name,
+        "model": str(TINY_LLAMA),
+        "data": {"path": str(text_file), "max_length": 32, "train_rows": 64, "eval_rows": 8},
+        "space": {
+            "rank": [2, 4, 8, 16],
+            "modules": ["query+value", "attention"],
+            "quantization": ["nf4", "bf16"],
+            "bias": "none",
+            "learning_rate": {"low": 1e-3, "high": 1e-2, "log": True},
+        },
+        "training": {"rows": 32, "rungs": 2, "batch_size": 4},
+        "budget": {"trials": 6},
+        **changes,
+    }
+
+
+def search_for(name: str, text_file: Path, **changes: Any) -> SearchFile:
+    return parse_search(search_data(name, text_file, **changes))
+
+
+@pytest.fixture(scope="module")
+def real(ray_session: None, text_file: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[StudyTable, RootPaths]:
+    """One really trained search, with a configuration that fails in it."""
+    root = RootPaths(tmp_path_factory.mktemp("root"))
+    return run_search(search_for("real", text_file), root), root
+
+
+def mlflow_runs(store: Path, name: str) -> dict[str | None, Any]:
+    """Runs of a search by trial number as text; the parent under None."""
+    from mlflow import MlflowClient
+
+    client = MlflowClient(tracking_uri=f"sqlite:///{store.absolute()}")
+    experiment = client.get_experiment_by_name(name)
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id])
+    by_trial = {run.data.tags.get("lorafront.trial"): run for run in runs}
+    assert len(by_trial) == len(runs)
+    return by_trial
+
+
+def test_a_search_ends_with_its_budget_spent_and_a_front(real: tuple[StudyTable, RootPaths]) -> None:
+    """Every trial of the budget is recorded at full fidelity, and the front is what brute force finds."""
+    table, root = real
+    assert [trial.number for trial in table.counted] == list(range(6))
+    assert all(trial.outcome is Outcome.COMPLETE and trial.measurements["perplexity"] > 1 for trial in table.complete)
+    points = {t.number: (t.measurements["perplexity"], t.measurements["peak_vram_gb"]) for t in table.complete}
+    expected = {
+        n for n, p in points.items() if not any(q != p and q[0] <= p[0] and q[1] <= p[1] for q in points.values())
+    }
+    members = front_of(table)
+    assert {trial.number for trial in members} == expected
+    assert all(trial.measurements["perplexity"] < trial.measurements["base_perplexity"] for trial in members)
+    assert set(table.base_perplexity) == {trial.lora.quantization for trial in table.complete if trial.lora}
+    paths = root.search("real")
+    assert [entry["trial"] for entry in json.loads(paths.front_json.read_text())] == [t.number for t in members]
+    assert paths.front_png.read_bytes()[:4] == b"\x89PNG"
+
+
+def test_mlflow_shows_the_search(real: tuple[StudyTable, RootPaths]) -> None:
+    """MLflow has one parent and one child per trial, with readable names, steps, status and the front tagged."""
+    table, root = real
+    runs = mlflow_runs(root.mlflow_db, "real")
+    parent = runs.pop(None)
+    assert parent.info.status == "FINISHED"
+    assert parent.data.params["space.rank"] == "2, 4, 8, 16"
+    assert sorted(runs, key=str) == [str(trial.number) for trial in table.trials]
+    members = {str(trial.number) for trial in front_of(table)}
+    for trial in table.trials:
+        run = runs[str(trial.number)]
+        assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
+        assert trial.lora is not None
+        assert run.info.run_name == f"{trial.number} {trial.lora.label}"
+        assert run.data.params["rank"] == str(trial.lora.rank)
+        assert run.info.status == "FINISHED"
+        assert run.data.metrics["perplexity"] == trial.measurements["perplexity"]
+        assert (run.data.tags["pareto"] == "true") == (str(trial.number) in members)
+
+
+def test_projecting_again_changes_nothing(real: tuple[StudyTable, RootPaths], tmp_path: Path) -> None:
+    """Syncing a search into MLflow again adds no run and no point, and an empty store gets all that the first has."""
+    from mlflow import MlflowClient
+
+    table, root = real
+    tracking = open_tracking(table.search, root)
+    elsewhere = replace(tracking, uri=f"sqlite:///{tmp_path}/mlflow.db", artifacts=(tmp_path / "artifacts").as_uri())
+
+    def curves(store: Path) -> dict[str | None, Any]:
+        client = MlflowClient(tracking_uri=f"sqlite:///{store.absolute()}")
+        runs = mlflow_runs(store, "real")
+        return {
+            key: [(m.step, m.value, m.timestamp) for m in client.get_metric_history(run.info.run_id, "perplexity")]
+            for key, run in runs.items()
+        }
+
+    before = curves(root.mlflow_db)
+    assert [step for step, _, _ in before["0"]] == [16, 32]
+    sync(tracking, root.search("real"))
+    assert curves(root.mlflow_db) == before
+    sync(elsewhere, root.search("real"))
+    assert curves(tmp_path / "mlflow.db") == before
+
+
+def test_exports_load_in_stock_peft_with_the_reported_perplexity(
+    real: tuple[StudyTable, RootPaths], tmp_path: Path
+) -> None:
+    """Each export loads with stock transformers and PEFT from its own files and gives the reported perplexity."""
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig, TrainingArguments
+
+    from lorafront.trainables.data import load
+
+    _, root = real
+    folders = export_front(root.search("real"), tmp_path / "out")
+    index = json.loads((tmp_path / "out" / "index.json").read_text())
+    assert [tmp_path / "out" / entry["folder"] for entry in index["trials"]] == folders
+    rows = load(next(root.tokens.glob("*.safetensors"))).evaluation
+    for folder, entry in zip(folders, index["trials"], strict=True):
+        facts = json.loads((folder / "lorafront.json").read_text())
+        bits = folder / "bitsandbytes_config.json"
+        base = AutoModelForCausalLM.from_pretrained(
+            TINY_LLAMA,
+            dtype=getattr(torch, facts["dtype"]),
+            quantization_config=BitsAndBytesConfig(**json.loads(bits.read_text())) if bits.is_file() else None,
+        )
+        model = PeftModel.from_pretrained(base, folder).eval()
+        nll, targets = 0.0, 0
+        for start in range(0, len(rows), 4):
+            ids = torch.tensor([rows.row(i)[0].tolist() for i in range(start, start + 4)])
+            with torch.no_grad():
+                logits = model(ids).logits[:, :-1].float()
+            nll += torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="sum").item()
+            targets += ids[:, 1:].numel()
+        assert math.exp(nll / targets) == pytest.approx(entry["values"]["perplexity"], rel=1e-3)
+        arguments = json.loads((folder / "training_arguments.json").read_text())
+        made = TrainingArguments(output_dir=str(tmp_path / "t"), **arguments)
+        assert made.learning_rate == entry["params"]["learning_rate"]
+        assert str(TINY_LLAMA.parent) not in (folder / "adapter_config.json").read_text()
+
+
+def test_export_is_the_same_twice_and_refuses_damage(real: tuple[StudyTable, RootPaths], tmp_path: Path) -> None:
+    """Exporting twice gives the same bytes, a folder with other files is refused, and a cut adapter is not exported."""
+    _, root = real
+    paths = root.search("real")
+    export_front(paths, tmp_path / "a")
+    export_front(paths, tmp_path / "b")
+    files = sorted(p.relative_to(tmp_path / "a") for p in (tmp_path / "a").rglob("*") if p.is_file())
+    assert all((tmp_path / "a" / f).read_bytes() == (tmp_path / "b" / f).read_bytes() for f in files)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.tex").write_text("mine")
+    with pytest.raises(InvalidInput, match="holds other files"):
+        export_front(paths, tmp_path / "other")
+
+
+def test_same_name_is_refused(real: tuple[StudyTable, RootPaths], text_file: Path) -> None:
+    """A second search of the same name is refused with the command that goes on with the first."""
+    with pytest.raises(SearchExists, match="lorafront resume real"):
+        run_search(search_for("real", text_file), real[1])
+
+
+def test_resuming_a_finished_search_changes_nothing(real: tuple[StudyTable, RootPaths]) -> None:
+    """Resuming a search whose budget is spent runs nothing and changes no trial."""
+    table, root = real
+    assert resume_search("real", root).trials == table.trials
+
+
+def test_bad_input_leaves_nothing(text_file: Path, tmp_path: Path) -> None:
+    """A search that cannot work reports all its problems and leaves neither folder nor root behind."""
+    bad = search_for(
+        "bad",
+        text_file,
+        model=str(TINY_LLAMA),
+        data={"path": str(text_file), "max_length": 100_000},
+        space={"modules": ["query", "q_prjo"], "rank": [8, 4096]},
+    )
+    with pytest.raises(InvalidInput) as caught:
+        run_search(bad, RootPaths(tmp_path / "root"))
+    assert {problem.path for problem in caught.value.problems} >= {
+        ("data", "max_length"),
+        ("space", "modules", 1),
+        ("space", "rank", 1),
+    }
+    assert not (tmp_path / "root").exists()
+
+
+def test_a_required_server_that_is_away_is_refused_at_once(text_file: Path, tmp_path: Path) -> None:
+    """With tracking required, an MLflow server that nobody answers for ends the run before it starts."""
+    search = search_for("away", text_file, tracking={"uri": "http://127.0.0.1:9", "required": True})
+    with pytest.raises(InvalidInput, match="cannot be reached"):
+        run_search(search, RootPaths(tmp_path / "root"))
+    assert not (tmp_path / "root").exists()
+
+
+def test_an_absent_server_holds_nobody_up(ray_session: None, text_file: Path, tmp_path: Path) -> None:
+    """Without it being required, the search runs to its end while the MLflow server is away."""
+    root = RootPaths(tmp_path)
+    search = search_for("offline", text_file, tracking={"uri": "http://127.0.0.1:9"})
+    assert len(run_search(search, root, engine="toy").complete) == 6
+
+
+def test_failing_trials_are_recorded_and_the_search_goes_on(ray_session: None, text_file: Path, tmp_path: Path) -> None:
+    """Trials that diverge end as such with their reason, and the search spends its budget all the same."""
+    space = {
+        "rank": [4, 8, 16, 32],
+        "quantization": "bf16",
+        "bias": "none",
+        "modules": "attention+mlp",
+        "learning_rate": [1e-3, 1e30],
+    }
+    table = run_search(search_for("failing", text_file, space=space), RootPaths(tmp_path))
+    outcomes = {trial.outcome for trial in table.counted if trial.lora and trial.lora.learning_rate > 1}
+    assert len(table.counted) == 6
+    assert outcomes == {Outcome.DIVERGED}
+    runs = mlflow_runs(tmp_path / "mlflow.db", "failing")
+    reasons = {run.data.tags.get("reason") for run in runs.values() if run.info.status == "KILLED"}
+    assert reasons == {"diverged"}
+
+
+def test_a_small_space_ends_early(ray_session: None, text_file: Path, tmp_path: Path) -> None:
+    """When every configuration has been tried the search ends, and none was run twice."""
+    space = {"rank": [2, 4], "alpha": 8, "quantization": "nf4", "modules": "query", "dropout": 0.0, "bias": "none",
+             "learning_rate": 1e-3}  # fmt: skip
+    table = run_search(search_for("small", text_file, space=space), RootPaths(tmp_path), engine="toy")
+    assert sorted(trial.lora.rank for trial in table.counted if trial.lora) == [2, 4]
+
+
+DRIVER = [sys.executable, "-m", "lorafront.search.cli"]
+
+
+def resume(root: Path) -> subprocess.CompletedProcess[str]:
+    command = [*DRIVER, "resume", "crash", "--root", str(root)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=200)
+
+
+def wait_for_line(process: subprocess.Popen[str], words: str) -> None:
+    assert process.stdout is not None
+    seen = []
+    for line in process.stdout:
+        seen.append(line)
+        if words in line:
+            return
+    pytest.fail(f"{words!r} never came:\n{''.join(seen)}")
+
+
+def training_workers(driver: int) -> list[psutil.Process]:
+    return [p for p in psutil.Process(driver).children(recursive=True) if "Trainable" in " ".join(p.cmdline())]
+
+
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM])
+def test_a_search_survives_its_driver(text_file: Path, tmp_path: Path, end: signal.Signals) -> None:
+    """After a killed or ended driver, resume keeps what finished and runs the rest once, under the same numbers."""
+    file = tmp_path / "search.yaml"
+    file.write_text(json.dumps(search_data("crash", text_file, training={"rows": 128, "rungs": 3, "batch_size": 4})))
+    command = [*DRIVER, "run", str(file), "--root", str(tmp_path)]
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    with subprocess.Popen(
+        command, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment
+    ) as driver:
+        wait_for_line(driver, "finished at full fidelity")
+        workers = training_workers(driver.pid)
+        assert workers
+        assert resume(tmp_path).returncode == 3
+        driver.send_signal(end)
+        assert driver.wait(60) == (-9 if end == signal.SIGKILL else 5)
+    _, orphans = psutil.wait_procs(workers, timeout=15)
+    assert orphans == []
+    root = RootPaths(tmp_path)
+    before = read_study(root.search("crash").study_db)
+    assert before.complete
+
+    resumed = resume(tmp_path)
+    assert resumed.returncode == 0, resumed.stdout + resumed.stderr
+    after = read_study(root.search("crash").study_db)
+    assert [trial.number for trial in after.counted] == list(range(6))
+    assert after.running == ()
+    kept = {trial.number: trial for trial in after.trials}
+    assert all(kept[trial.number] == trial for trial in before.complete)
+    assert all(kept[trial.number].lora == trial.lora for trial in before.running)
+    runs = mlflow_runs(root.mlflow_db, "crash")
+    assert sorted(runs, key=str) == sorted([None, *(str(n) for n in range(6))], key=str)
