@@ -41,6 +41,8 @@ class CausalLM:
         A row starts with the tokenizer's own begin token if it adds one, and a text ends with the end token.
         """
         begin, end = _frame(tokenizer)
+        if not rows:
+            return []
         if packed:
             stream = [token for _, text in rows for token in (*begin, *_text_ids(tokenizer, text), *end)]
             encoded = [(stream[start : start + max_length], 0) for start in range(0, len(stream), max_length)]
