@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lorafront.search.search_file import SearchFile
+from lorafront.search.tables import COMPACT
 from lorafront.spaces.lora import LoraConfiguration
 from lorafront.trainables.outcome import Outcome
 from lorafront.trainables.trial import Report
@@ -152,11 +153,11 @@ class LiveTable:
         running = {n: row for n, row in self._rows.items() if row.outcome is None}
         ended = {n: row for n, row in self._rows.items() if row.outcome is not None}
         best = {n: row for n, row in ended.items() if n in self._front_so_far(ended)}
-        table = Table(title=self._headline(running, ended), title_justify="left", expand=False)
-        for name in ("trial", "configuration", "rows", "perplexity", "peak VRAM GiB", "state"):
+        table = Table(title=self._headline(running, ended), title_justify="left", **COMPACT)
+        for name in ("trial", "configuration", "rows", "perplexity", "VRAM GiB", "state"):
             table.add_column(name, justify="left" if name in {"configuration", "state"} else "right", overflow="fold")
         for number, row in running.items():
-            self._add(table, number, row, "running" if row.rows or row.report else "starting")
+            self._add(table, number, row, "running" if row.report else "started")
         for number, row in sorted(best.items(), key=lambda item: _value(item[1], "perplexity")):
             self._add(table, number, row, "[bold]front so far[/bold]")
         recent = [n for n in ended if n not in best][-5:]

@@ -16,11 +16,10 @@ from lorafront.search.study_table import StudyTable, TrialRecord
 from lorafront.spaces.lora import LoraConfiguration
 from lorafront.spaces.objectives import Objective
 
-# Columns of a configuration that differ between trials are shown; these come first.
-SHOWN = ("rank", "alpha", "modules", "quantization", "dropout", "learning_rate", "bias")
+LABELLED = {"rank", "alpha", "modules", "quantization"}  # what a configuration's label says already
 COMPACT: dict[str, Any] = {"box": SIMPLE_HEAD, "pad_edge": False, "padding": (0, 1, 0, 0)}  # 80 columns are few
 SHORT = {
-    "quantization": "quant",
+    "dropout": "drop",
     "learning_rate": "lr",
     "gradient_accumulation": "accum",
     "batch_size": "batch",
@@ -38,16 +37,17 @@ def front_table(table: StudyTable, members: Sequence[TrialRecord]) -> Table:
     varying, constant = _parameters([trial.lora for trial in table.complete if trial.lora])
     shown = Table(title=f"Pareto front of {table.search.name}", title_justify="left", caption_justify="left", **COMPACT)
     shown.add_column("trial", justify="right", no_wrap=True)
+    shown.add_column("configuration", overflow="fold")
     for name in varying:
-        words = name in {"modules", "bias", "quantization"}
-        shown.add_column(SHORT.get(name, name), justify="left" if words else "right", overflow="fold")
+        shown.add_column(SHORT.get(name, name), justify="right", no_wrap=True)
     for objective in objectives:
         shown.add_column(SHORT.get(objective.name, objective.name), justify="right", style="bold", no_wrap=True)
     for trial in members:
+        label = trial.lora.label if trial.lora else ""
         numbers = [
             number(value, objective) for value, objective in zip(values(trial, objectives), objectives, strict=True)
         ]
-        shown.add_row(str(trial.number), *(_cell(trial.lora, name) for name in varying), *numbers)
+        shown.add_row(str(trial.number), label, *(_cell(trial.lora, name) for name in varying), *numbers)
     if constant:
         shown.caption = "everywhere: " + ", ".join(f"{SHORT.get(k, k)} {v}" for k, v in constant.items())
     return shown
@@ -57,12 +57,13 @@ def _parameters(configurations: Sequence[LoraConfiguration]) -> tuple[list[str],
     """(names that vary, the others with their one value)."""
     varying: list[str] = []
     constant: dict[str, str] = {}
-    names = [*SHOWN, *(name for name in LoraConfiguration.model_fields if name not in SHOWN)]
-    for name in names:
+    for name in LoraConfiguration.model_fields:
+        if name in LABELLED:
+            continue
         found = {_cell(lora, name) for lora in configurations}
         if len(found) > 1:
             varying.append(name)
-        elif found and name in SHOWN:
+        elif found:
             constant[name] = found.pop()
     return varying, constant
 
