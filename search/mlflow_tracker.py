@@ -168,7 +168,11 @@ class Projection:
         experiment_id = (
             experiment.experiment_id
             if experiment is not None
-            else client.create_experiment(name, artifact_location=self.tracking.artifacts)
+            else client.create_experiment(
+                name,
+                artifact_location=self.tracking.artifacts,
+                tags={"mlflow.experimentKind": "custom_model_development"},  # the UI opens on the table of runs
+            )
         )
         token = None
         parent = ""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import os
 import socket
-import subprocess
 import sys
 from collections.abc import Callable
 
@@ -14,7 +14,7 @@ HOST = "127.0.0.1"
 
 
 def serve(root: RootPaths, port: int, say: Callable[[str], None]) -> None:
-    """Run the UI until it is interrupted.
+    """Become the UI's server, until it is interrupted.
 
     Raises:
         SearchNotFound: no search has written to MLflow here.
@@ -32,9 +32,5 @@ def serve(root: RootPaths, port: int, say: Callable[[str], None]) -> None:
     command = [sys.executable, "-m", "mlflow", "ui", "--host", HOST, "--port", str(port), "--workers", "1"]
     command += ["--backend-store-uri", f"sqlite:///{root.mlflow_db.absolute()}"]
     command += ["--default-artifact-root", root.mlflow_artifacts.absolute().as_uri()]
-    process = subprocess.Popen(command)  # noqa: S603  # our own interpreter and arguments
-    try:
-        process.wait()
-    except KeyboardInterrupt:
-        process.terminate()
-        process.wait()
+    sys.stdout.flush()
+    os.execv(sys.executable, command)  # noqa: S606  # this process becomes the server, so that signals reach it

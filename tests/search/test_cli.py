@@ -1,0 +1,188 @@
+"""The command line: what it prints, what it exits with, and that it answers at once."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from support import TINY_LLAMA
+
+from lorafront.search.cli import main
+from lorafront.search.paths import RootPaths
+from lorafront.search.search_file import parse_search
+from lorafront.search.study import StudyLedger
+from lorafront.trainables.outcome import Outcome
+from lorafront.trainables.toy import ToySession
+from lorafront.trainables.trial import Report
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
+    """Run the command line in this process, from an empty folder; returns (exit code, output, errors)."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "80")
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["lorafront", *arguments])
+        code = 0
+        try:
+            main()
+        except SystemExit as ended:
+            code = int(ended.code or 0)
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return call
+
+
+@pytest.fixture
+def toy_search(tmp_path: Path) -> str:
+    """A finished search of ten toy trials, one of them out of memory, under the default root."""
+    search = parse_search(
+        {"name": "toy", "model": "m", "data": {"path": "d"}, "budget": {"trials": 10}, "space": {"bias": "none"}}
+    )
+    paths = RootPaths(tmp_path / "runs").search("toy")
+    paths.folder.mkdir(parents=True)
+    ledger = StudyLedger(paths.study_db, search, create=True)
+    for i in range(10):
+        number, lora = ledger.ask() or (-1, None)
+        assert lora is not None
+        session = ToySession(lora)
+        session.train(100)
+        outcome = Outcome.CUDA_OOM if i == 3 else Outcome.COMPLETE
+        ledger.tell(number, Report(100, dict(session.evaluate()), outcome))
+    return "toy"
+
+
+def test_help_answers_at_once() -> None:
+    """`--help` imports nothing heavy."""
+    code = "import sys; sys.argv=['lorafront','--help']\nfrom lorafront.search.cli import main\ntry: main()\nexcept SystemExit: pass\nassert not {'torch','ray','optuna','mlflow','transformers','numpy'} & set(sys.modules)"  # noqa: E501
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_front_as_json_csv_and_table(run: Run, toy_search: str) -> None:
+    """JSON, CSV and table of the front name the same trials with the same values."""
+    code, out, _ = run("pareto", toy_search, "--json")
+    assert code == 0
+    entries = json.loads(out)
+    assert entries
+    assert set(entries[0]) == {"trial", "params", "values"}
+    assert set(entries[0]["values"]) == {"perplexity", "peak_vram_gb"}
+    rows = list(csv.DictReader(io.StringIO(run("pareto", toy_search, "--csv")[1])))
+    assert [int(row["trial"]) for row in rows] == [entry["trial"] for entry in entries]
+    assert [float(row["perplexity"]) for row in rows] == [entry["values"]["perplexity"] for entry in entries]
+    table = run("pareto", toy_search)[1]
+    assert all(f" {entry['trial']} " in table for entry in entries)
+    assert max(map(len, table.splitlines())) <= 80
+
+
+def test_best_under_a_limit(run: Run, toy_search: str, tmp_path: Path) -> None:
+    """`--under` gives the best perplexity among those that fit, and exit code 4 where none does."""
+    everything = json.loads(run("status", toy_search, "--json")[1])
+    fitting = [row for row in everything if row["state"] == "COMPLETE" and row["measurements"]["peak_vram_gb"] <= 1]
+    best = min(fitting, key=lambda row: row["measurements"]["perplexity"])
+    code, out, _ = run("pareto", toy_search, "--under", "1GB", "--json", "--plot", str(tmp_path / "front.png"))
+    assert [entry["trial"] for entry in json.loads(out)] == [best["trial"]]
+    assert (tmp_path / "front.png").stat().st_size > 10_000
+    assert code == 0
+    assert run("pareto", toy_search, "--under", "1MB")[0] == 4
+    assert run("pareto", toy_search, "--under", "lots")[0] == 2
+
+
+def test_list_and_status(run: Run, toy_search: str) -> None:
+    """`list` counts what `status` shows, failures with their reason included."""
+    assert json.loads(run("list", "--json")[1])[0]["trials"] == 10
+    code, out, _ = run("status", toy_search)
+    assert code == 0
+    assert "cuda oom" in out
+    assert "ran out of GPU memory" in out
+    assert "no search" in run("list", "--root", "elsewhere")[1]
+
+
+@pytest.mark.parametrize("command", ["status", "pareto", "resume", "mlflow-sync"])
+def test_unknown_search_is_bad_input(run: Run, toy_search: str, command: str) -> None:
+    """A name that is not there exits with 2 and what is near; a name with path parts is no name."""
+    code, _, err = run(command, "tony")
+    assert code == 2
+    assert "Did you mean 'toy'?" in err
+    assert run(command, "../toy")[0] == 2
+
+
+def test_init_writes_a_file_that_is_valid(run: Run, tmp_path: Path) -> None:
+    """`init` writes a commented file that parses, and never over another file."""
+    from lorafront.search.search_file import read_search_file
+
+    assert run("init", "mine.yaml", "--model", "m", "--data", "d.jsonl", "--format", "question_answer")[0] == 0
+    search = read_search_file(tmp_path / "mine.yaml")
+    assert (search.name, search.data.format) == ("mine", "question_answer")
+    assert run("init", "mine.yaml")[0] == 2
+    assert run("init", "other.yaml", "--format", "nonsense")[0] == 2
+    assert not (tmp_path / "other.yaml").exists()
+
+
+def test_check_prints_the_resolved_file(run: Run, text_file: Path, tmp_path: Path) -> None:
+    """`check` prints a file that is valid itself, the size of the space, and leaves nothing behind."""
+    from lorafront.search.search_file import read_search_file
+
+    file = tmp_path / "search.yaml"
+    file.write_text(f"name: ok\nmodel: {TINY_LLAMA}\ndata: {{path: {text_file}, max_length: 64}}\n")
+    code, out, err = run("check", "search.yaml")
+    assert code == 0, err
+    assert "# space: 450 discrete configurations, times continuous dropout, learning_rate" in out
+    assert "# modules query+value: q_proj, v_proj" in out
+    (tmp_path / "again.yaml").write_text(out)
+    assert read_search_file(tmp_path / "again.yaml").space == read_search_file(file).space
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["again.yaml", "search.yaml"]
+
+
+def test_all_problems_come_with_their_lines(run: Run, text_file: Path, tmp_path: Path) -> None:
+    """Problems of model, data and modules are reported together, each with file, line, column and key."""
+    (tmp_path / "search.yaml").write_text(
+        f"name: bad\nmodel: {TINY_LLAMA}\ndata:\n  path: {text_file}\n  max_length: 4096\n"
+        "space:\n  modules: [attention, q_prj]\n  rank: 1000\ntraining: {batch_size: 1}\n"
+    )
+    code, _, err = run("run", "search.yaml")
+    assert code == 2
+    lines = err.splitlines()
+    assert lines[0].startswith("search.yaml:5:3  data.max_length: 4096 is more than the 512 positions")
+    assert lines[1].startswith("search.yaml:7:23  space.modules[1]: 'q_prj' matches no linear module of this model.")
+    assert "Did you mean 'q_proj'?" in lines[1]
+    assert lines[2].startswith("search.yaml:8:3  space.rank[0]: rank 1000 exceeds min(in, out)")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["search.yaml"]
+
+
+def test_a_taken_name_is_refused(run: Run, toy_search: str, tmp_path: Path) -> None:
+    """A run under a taken name exits with 2 and says how to go on."""
+    (tmp_path / "search.yaml").write_text("name: toy\nmodel: m\ndata: {path: d}\n")
+    code, _, err = run("run", "search.yaml")
+    assert code == 2
+    assert "lorafront resume toy" in err
+
+
+def test_unreadable_state_exits_with_six(run: Run, tmp_path: Path) -> None:
+    """A damaged study exits with 6 and its path; nothing is started over."""
+    folder = tmp_path / "runs" / "broken"
+    folder.mkdir(parents=True)
+    (folder / "study.db").write_bytes(b"x" * 5000)
+    code, _, err = run("status", "broken")
+    assert code == 6
+    assert "study.db" in err
+    assert run("resume", "broken")[0] == 6
+    assert (folder / "study.db").read_bytes() == b"x" * 5000
+
+
+def test_a_root_that_cannot_be_written_is_said(run: Run, text_file: Path, tmp_path: Path) -> None:
+    """A root below a file exits with 2 before anything starts."""
+    (tmp_path / "search.yaml").write_text(f"name: ok\nmodel: {TINY_LLAMA}\ndata: {{path: {text_file}}}\n")
+    (tmp_path / "file").write_text("")
+    code, _, err = run("run", "search.yaml", "--root", "file/runs")
+    assert code == 2
+    assert "cannot write" in err
