@@ -153,7 +153,7 @@ def test_all_problems_come_with_their_lines(run: Run, text_file: Path, tmp_path:
     assert code == 2
     lines = err.splitlines()
     assert lines[0].startswith("search.yaml:5:3  data.max_length: 4096 is more than the 512 positions")
-    assert lines[1].startswith("search.yaml:7:23  space.modules[1]: 'q_prj' matches no linear module of this model.")
+    assert lines[1].startswith("search.yaml:7:24  space.modules[1]: 'q_prj' matches no linear module of this model.")
     assert "Did you mean 'q_proj'?" in lines[1]
     assert lines[2].startswith("search.yaml:8:3  space.rank[0]: rank 1000 exceeds min(in, out)")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["search.yaml"]
