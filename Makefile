@@ -10,7 +10,9 @@ ROOT ?= runs
 demo: .venv/installed examples/text/python-reference.txt
 	@rm -rf $(ROOT)/demo
 	$(BIN)/lorafront run examples/demo.yaml --root $(ROOT)
-	$(BIN)/lorafront export demo --out $(ROOT)/demo/export --root $(ROOT)
+	@echo "exported:"
+	@$(BIN)/lorafront export demo --out $(ROOT)/demo/export --root $(ROOT)
+	@echo "The MLflow UI: $(BIN)/lorafront ui --root $(ROOT)"
 
 test: .venv/installed-test check-code tests
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -84,12 +85,13 @@ def run(file: File, root: Root = None) -> None:
     from lorafront.search.run import refuse_existing, run_search
     from lorafront.search.search_file import read_search_file
 
+    start = time.monotonic()
     search = read_search_file(file)
     paths = _root(root)
     refuse_existing(paths.search(search.name))
     text = file.read_text(encoding="utf-8-sig")
     table = _placed(file, lambda: run_search(search, paths, _observer(), text=text, near=file.absolute().parent))
-    _conclude(table, paths)
+    _conclude(table, paths, time.monotonic() - start)
 
 
 @app.command()
@@ -97,7 +99,8 @@ def resume(name: Name, root: Root = None) -> None:
     """Go on with a search that was interrupted."""
     from lorafront.search.run import resume_search
 
-    _conclude(resume_search(name, _root(root), _observer()), _root(root))
+    start = time.monotonic()
+    _conclude(resume_search(name, _root(root), _observer()), _root(root), time.monotonic() - start)
 
 
 @app.command(name="list")
@@ -282,7 +285,7 @@ def _observer() -> Observer:
     return LiveTable(console) if console.is_terminal else PlainLines(typer.echo)
 
 
-def _conclude(table: StudyTable, root: RootPaths) -> None:
+def _conclude(table: StudyTable, root: RootPaths, seconds: float) -> None:
     """The end of a run: what came out, where it lies, and what to do with it."""
     from lorafront.search.front import front_of
     from lorafront.search.tables import front_table
@@ -294,6 +297,7 @@ def _conclude(table: StudyTable, root: RootPaths) -> None:
     base = ", ".join(f"{name} {value:.2f}" for name, value in sorted(table.base_perplexity.items()))
     if base:
         typer.echo(f"perplexity of the bare base: {base}")
+    typer.echo(f"{len(table.counted)} trials recorded; this run took {seconds // 60:.0f} min {seconds % 60:.0f} s")
     failed = [trial for trial in table.counted if trial.outcome is not None and trial.outcome.is_failure]
     for trial in failed[:5]:
         typer.echo(f"trial {trial.number}: {trial.outcome.value if trial.outcome else ''}", err=True)

@@ -103,6 +103,12 @@ def test_front_does_not_depend_on_the_order_of_trials(trials, objectives, limits
     assert front(shuffled, objectives, limits) == front(trials, objectives, limits)
 
 
+def test_equal_trials_are_all_kept_by_number():
+    """Trials with the same values are all on the front, the earlier one first, in whatever order they come."""
+    trials = [record(number, perplexity=3.0, peak_vram_gb=8.0) for number in (2, 0, 1)]
+    assert [trial.number for trial in front(trials, [QUALITY, VRAM], ())] == [0, 1, 2]
+
+
 @given(TRIALS, OBJECTIVE_LISTS, LIMITS)
 def test_front_of_the_front_is_the_front(trials, objectives, limits):
     """Trials that are not on the front do not change it."""
