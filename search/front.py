@@ -14,7 +14,7 @@ from moocore import is_nondominated
 
 from lorafront.search.study_table import StudyTable, TrialRecord
 from lorafront.spaces.errors import InvalidInput
-from lorafront.spaces.objectives import Limit, Objective, feasible
+from lorafront.spaces.objectives import OBJECTIVES, Limit, Objective, feasible
 
 
 def front(
@@ -61,9 +61,12 @@ def best_under(table: StudyTable, size: str) -> list[TrialRecord]:
     if found is None:
         raise InvalidInput(f"--under must be a size such as 8GB or 500MB (got {size!r})")
     bound = float(found[1]) / (1024 if (found[2] or "g")[0].lower() == "m" else 1)
-    objectives = [objective for objective in table.search.objective_list if objective.name != "peak_vram_gb"]
-    limits = (*table.search.limits, Limit("peak_vram_gb", "<=", bound))
-    return front(table.complete, objectives[:1], limits)[:1]
+    vram = OBJECTIVES["peak_vram_gb"]
+    if table.complete and not any(math.isfinite(values(trial, [vram])[0]) for trial in table.complete):
+        raise InvalidInput("--under needs peak VRAM, which no trial of this search has measured")
+    quality = [objective for objective in table.search.objective_list if objective is not vram]
+    limits = (*table.search.limits, Limit(vram.name, "<=", bound))
+    return front(table.complete, [quality[0], vram, *quality[1:]], limits)[:1]
 
 
 def as_json(members: Sequence[TrialRecord], objectives: Sequence[Objective]) -> list[dict[str, object]]:

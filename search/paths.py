@@ -91,12 +91,14 @@ class RootPaths:
             InvalidInput: that does not work.
         """
         place = self.root.absolute()
-        while not place.exists() and place != place.parent:
+        while not os.path.lexists(place) and place != place.parent:  # a link to nowhere is there, and is no folder
             place = place.parent
         try:
             with tempfile.TemporaryDirectory(dir=place, prefix=".lorafront-") as probe:
                 file = Path(probe) / "probe"
-                file.write_bytes(b"x" * 4096)
+                with file.open("wb") as stream:
+                    stream.write(b"x" * 4096)
+                    os.fsync(stream.fileno())
                 file.rename(Path(probe) / "renamed")
         except OSError as error:
             raise InvalidInput(

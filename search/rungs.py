@@ -20,7 +20,10 @@ def ladder(rows: int, rungs: int | Sequence[int]) -> tuple[int, ...]:
         InvalidInput: a rung lies beyond the end.
     """
     if isinstance(rungs, int):
-        return tuple(sorted({rows // 2 ** (rungs - 1 - i) for i in range(rungs)} - {0}))
+        halves = [rows]
+        while len(halves) < rungs and halves[-1] > 1:
+            halves.append(halves[-1] // 2)
+        return tuple(reversed(halves))
     if rungs[-1] > rows:
         raise InvalidInput(
             [Problem(("training", "rungs"), f"rung {rungs[-1]} lies beyond the {rows} rows of a training")]

@@ -16,7 +16,7 @@ from pydantic import BaseModel, BeforeValidator, Field, ValidationError, field_v
 from pydantic_core import ErrorDetails, PydanticCustomError
 
 from lorafront.search.paths import check_name
-from lorafront.search.yaml_file import locate, read_yaml
+from lorafront.search.yaml_file import locate, parse_yaml
 from lorafront.spaces.errors import InvalidInput, Problem, did_you_mean
 from lorafront.spaces.lora import ALPHA_FORMS, AlphaAbsolute, AlphaRatio, Count, LoraSpace
 from lorafront.spaces.objectives import OBJECTIVES, Limit, Objective, parse_limit
@@ -24,7 +24,10 @@ from lorafront.spaces.parameters import FORMS, Range, Real, Whole
 from lorafront.trainables.config import DataConfig, ModelConfig, Section, TrainingConfig
 
 MAX_TRIALS = 100_000
-_SECRET = re.compile(r"\bhf_[A-Za-z0-9]{16,}|\bsk-[A-Za-z0-9_-]{16,}|://[^/\s:@]+:[^/\s@]+@|\bghp_[A-Za-z0-9]{20,}")
+MAP_KEY = "[key]"  # pydantic puts it behind the key of a mapping that is wrong itself
+_SECRET = re.compile(
+    r"\bhf_[A-Za-z0-9]{16,}|\bsk-[A-Za-z0-9_-]{16,}|://[^/\s:@]+:[^/\s@]+@|\bgh[opsu]_[A-Za-z0-9]{20,}|\bgithub_pat_\w{20,}"
+)
 
 
 class Budget(Section):
@@ -82,6 +85,30 @@ def _name(raw: object) -> object:
         raise PydanticCustomError("rule", "{reason}", {"reason": str(error)}) from error
 
 
+def _known_measurement(name: object) -> object:
+    if not isinstance(name, str):
+        raise PydanticCustomError("rule", "must be text (got {value})", {"value": _short(name)})
+    if name not in OBJECTIVES:
+        raise PydanticCustomError(
+            "rule",
+            "unknown objective {name}; there is {known}.{hint}",
+            {"name": repr(name), "known": ", ".join(OBJECTIVES), "hint": did_you_mean(str(name), OBJECTIVES)},
+        )
+    return name
+
+
+def _comparison(text: object) -> object:
+    try:
+        parse_limit("", text)
+    except ValueError as error:
+        raise PydanticCustomError("rule", "{reason}", {"reason": str(error)}) from error
+    return text
+
+
+Measurement = Annotated[str, BeforeValidator(_known_measurement)]
+Comparison = Annotated[str, BeforeValidator(_comparison)]
+
+
 class SearchFile(Section):
     """All that a search is. See `lorafront init` for a commented file."""
 
@@ -90,8 +117,8 @@ class SearchFile(Section):
     task: Literal["causal_lm"] = "causal_lm"
     data: DataConfig
     space: LoraSpace = LoraSpace()
-    objectives: Annotated[list[str], Field(min_length=2, max_length=4)] = Field(["perplexity", "peak_vram_gb"])
-    constraints: dict[str, str] = Field(default_factory=dict)
+    objectives: Annotated[list[Measurement], Field(min_length=2, max_length=4)] = Field(["perplexity", "peak_vram_gb"])
+    constraints: dict[Measurement, Comparison] = Field(default_factory=dict)
     training: TrainingConfig = TrainingConfig(epochs=1)
     budget: Budget = Budget()
     resources: Resources = Resources()
@@ -101,26 +128,10 @@ class SearchFile(Section):
     @field_validator("objectives")
     @classmethod
     def _objectives(cls, names: list[str]) -> list[str]:
-        for name in names:
-            _known_measurement(name)
         repeated = sorted({name for name in names if names.count(name) > 1})
         if repeated:
             raise PydanticCustomError("rule", "each objective once; repeated: {names}", {"names": ", ".join(repeated)})
         return names
-
-    @field_validator("constraints", mode="before")
-    @classmethod
-    def _constraints(cls, raw: object) -> object:
-        if isinstance(raw, dict):
-            for name, text in raw.items():
-                _known_measurement(name)
-                try:
-                    parse_limit(name, text)
-                except ValueError as error:
-                    raise PydanticCustomError(
-                        "rule", "{name} {reason}", {"name": name, "reason": str(error)}
-                    ) from error
-        return raw
 
     @model_validator(mode="after")
     def _times_are_measured_alone(self) -> Self:
@@ -145,26 +156,26 @@ class SearchFile(Section):
         return tuple(parse_limit(name, text) for name, text in self.constraints.items())
 
 
-def _known_measurement(name: str) -> None:
-    if name not in OBJECTIVES:
-        raise PydanticCustomError(
-            "rule",
-            "unknown objective {name}; there is {known}.{hint}",
-            {"name": repr(name), "known": ", ".join(OBJECTIVES), "hint": did_you_mean(str(name), OBJECTIVES)},
-        )
-
-
 def read_search_file(path: Path) -> SearchFile:
     """Read and validate a file.
 
     Raises:
         InvalidInput: all problems, each with `file:line:column  key`.
     """
-    data, positions = read_yaml(path)
+    data, positions, problems = parse_yaml(path)
     try:
-        return parse_search(data)
+        search = parse_search(data)
     except InvalidInput as error:
-        raise InvalidInput(locate(error.problems, path, positions)) from error
+        refused = [problem.path for problem in problems]
+        problems += [problem for problem in error.problems if not _concerns(problem.path, refused)]
+    if problems:
+        raise InvalidInput(locate(problems, path, positions))
+    return search
+
+
+def _concerns(path: tuple[str | int, ...], others: list[tuple[str | int, ...]]) -> bool:
+    """True where one of the others is the same place, inside of it, or around it."""
+    return any(path[: len(other)] == other[: len(path)] for other in others)
 
 
 def parse_search(data: dict[str, Any]) -> SearchFile:
@@ -177,7 +188,9 @@ def parse_search(data: dict[str, Any]) -> SearchFile:
     try:
         search = SearchFile.model_validate(data)
     except ValidationError as error:
-        problems += [_problem(details, data) for details in error.errors(include_url=False)]
+        hidden = {problem.path for problem in problems}  # a secret is shown by no other refusal either
+        found = [_problem(details, data) for details in error.errors(include_url=False)]
+        problems += [problem for problem in found if problem.path not in hidden or "(got" not in problem.message]
     if problems:
         raise InvalidInput(problems)
     return search
@@ -204,11 +217,12 @@ def _problem(details: ErrorDetails, data: dict[str, Any]) -> Problem:
     bounds = {"greater_than": ("gt", ">"), "greater_than_equal": ("ge", ">="), "less_than": ("lt", "<"),
               "less_than_equal": ("le", "<=")}  # fmt: skip
     if kind == "extra_forbidden":
-        return Problem(path, f"unknown key.{did_you_mean(str(path[-1]), _keys_at(path[:-1]))}")
+        known = [key for key in _keys_at(path[:-1]) if key != path[-1]]
+        return Problem(path, f"unknown key.{did_you_mean(str(path[-1]), known)}")
     if kind == "missing":
         return Problem(path, "missing; it has no default")
     if kind in bounds:
-        return Problem(path, f"must be {bounds[kind][1]} {facts[bounds[kind][0]]:g} {got}")
+        return Problem(path, f"must be {bounds[kind][1]} {_plain(facts[bounds[kind][0]])} {got}")
     if kind == "literal_error":
         allowed = str(facts["expected"]).replace("'", "").replace(" or ", ", ")
         return Problem(path, f"must be one of {allowed} {got}.{did_you_mean(str(found), allowed.split(', '))}")
@@ -224,6 +238,10 @@ def _problem(details: ErrorDetails, data: dict[str, Any]) -> Problem:
     return Problem(path, details["msg"])
 
 
+def _plain(bound: float) -> str:
+    return f"{bound:g}" if isinstance(bound, float) else str(bound)
+
+
 def _short(value: Any) -> str:
     text = repr(value)
     return textwrap.shorten(text, 80, placeholder="...")
@@ -234,10 +252,12 @@ def _path_in_file(location: tuple[str | int, ...], data: Any) -> tuple[str | int
     path: list[str | int] = []
     here = data
     for index, part in enumerate(location):
-        if part in FORMS or part in ALPHA_FORMS:
-            continue
         last = index == len(location) - 1
         inside = isinstance(here, dict) and part in here
+        if (part in FORMS or part in ALPHA_FORMS) and not inside:
+            continue
+        if part == MAP_KEY:
+            continue
         if part in {"absolute", "name"} and not inside and path and not (isinstance(here, dict) and last):
             continue
         path.append(part)

@@ -16,6 +16,7 @@ from lorafront.search.study_table import StudyTable, TrialRecord
 from lorafront.spaces.lora import LoraConfiguration
 from lorafront.spaces.objectives import Objective
 
+OWN_COLUMN = {"dropout", "learning_rate"}  # others that vary stand beside the label: 80 columns are few
 LABELLED = {"rank", "alpha", "modules", "quantization"}  # what a configuration's label says already
 COMPACT: dict[str, Any] = {"box": SIMPLE_HEAD, "pad_edge": False, "padding": (0, 1, 0, 0)}  # 80 columns are few
 SHORT = {
@@ -35,19 +36,25 @@ def front_table(table: StudyTable, members: Sequence[TrialRecord]) -> Table:
     """The front for a terminal of 80 columns: parameters that are the same everywhere go into the caption."""
     objectives = table.search.objective_list
     varying, constant = _parameters([trial.lora for trial in table.complete if trial.lora])
+    columns = [name for name in varying if name in OWN_COLUMN]
+    beside = [name for name in varying if name not in OWN_COLUMN]
     shown = Table(title=f"Pareto front of {table.search.name}", title_justify="left", caption_justify="left", **COMPACT)
     shown.add_column("trial", justify="right", no_wrap=True)
     shown.add_column("configuration", overflow="fold")
-    for name in varying:
+    for name in columns:
         shown.add_column(SHORT.get(name, name), justify="right", no_wrap=True)
     for objective in objectives:
         shown.add_column(SHORT.get(objective.name, objective.name), justify="right", style="bold", no_wrap=True)
     for trial in members:
-        label = trial.lora.label if trial.lora else ""
+        label = (
+            " ".join([trial.lora.label, *(f"{SHORT.get(n, n)} {_cell(trial.lora, n)}" for n in beside)])
+            if trial.lora
+            else ""
+        )
         numbers = [
             number(value, objective) for value, objective in zip(values(trial, objectives), objectives, strict=True)
         ]
-        shown.add_row(str(trial.number), label, *(_cell(trial.lora, name) for name in varying), *numbers)
+        shown.add_row(str(trial.number), label, *(_cell(trial.lora, name) for name in columns), *numbers)
     if constant:
         shown.caption = "everywhere: " + ", ".join(f"{SHORT.get(k, k)} {v}" for k, v in constant.items())
     return shown
@@ -60,11 +67,10 @@ def _parameters(configurations: Sequence[LoraConfiguration]) -> tuple[list[str],
     for name in LoraConfiguration.model_fields:
         if name in LABELLED:
             continue
-        found = {_cell(lora, name) for lora in configurations}
-        if len(found) > 1:
+        if len({getattr(lora, name) for lora in configurations}) > 1:
             varying.append(name)
-        elif found:
-            constant[name] = found.pop()
+        elif configurations:
+            constant[name] = _cell(configurations[0], name)
     return varying, constant
 
 

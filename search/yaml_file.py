@@ -6,11 +6,13 @@ zeros, aliases to themselves, many aliases, tabs, files over a megabyte. All but
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
-from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.error import MarkedYAMLError, ReusedAnchorWarning, YAMLError
+from ruamel.yaml.events import CollectionEndEvent, CollectionStartEvent
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from lorafront.spaces.errors import InvalidInput, Problem
@@ -18,6 +20,7 @@ from lorafront.spaces.errors import InvalidInput, Problem
 KeyPath = tuple[str | int, ...]
 Position = tuple[int, int]
 MAX_BYTES = 1_000_000
+MAX_DEPTH = 50
 MAX_NODES = 20_000  # after aliases are followed; a few lines of nested aliases make billions
 _PREFIX = "tag:yaml.org,2002:"
 
@@ -29,8 +32,38 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], dict[KeyPath, Position]]:
         The data, and (line, column), both from 1, of every key and list entry.
 
     Raises:
-        InvalidInput: with every problem found; its source is the path.
+        InvalidInput: with every problem found, each with its line.
     """
+    data, positions, problems = parse_yaml(path)
+    if problems:
+        raise InvalidInput(locate(problems, path, positions))
+    return data, positions
+
+
+def parse_yaml(path: Path) -> tuple[dict[str, Any], dict[KeyPath, Position], list[Problem]]:
+    """Read a mapping, and keep apart what is wrong with single values, so that others can be checked all the same.
+
+    Raises:
+        InvalidInput: the file cannot be read, is not YAML, or is no mapping.
+    """
+    text = _read_text(path)
+    try:
+        tagged = _check_events(path, text)
+        with warnings.catch_warnings(action="ignore", category=ReusedAnchorWarning):
+            node = YAML(typ="rt", pure=True).compose(text)
+    except MarkedYAMLError as error:
+        raise InvalidInput(_syntax(path, text, error)) from error
+    except (YAMLError, AssertionError) as error:  # ruamel asserts on some comments inside folded text
+        raise InvalidInput(f"{path}: malformed YAML: {error or 'a comment where none can stand'}") from error
+    reader = _Reader(tagged)
+    data = reader.value(node, ()) if node is not None else None
+    if not isinstance(data, dict):
+        kind = "nothing" if data is None else "a list" if isinstance(data, list) else "a single value"
+        raise InvalidInput(f"{path}: expected a mapping of keys such as name, model, data (got {kind})")
+    return data, reader.positions, reader.problems
+
+
+def _read_text(path: Path) -> str:
     try:
         raw = path.read_bytes()
     except OSError as error:
@@ -38,23 +71,23 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], dict[KeyPath, Position]]:
     if len(raw) > MAX_BYTES:
         raise InvalidInput(f"{path} has {len(raw):,} bytes; a search file has at most {MAX_BYTES:,}")
     try:
-        text = raw.decode("utf-8-sig")
+        return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise InvalidInput(f"{path} is not UTF-8: byte 0x{raw[error.start]:02x} at offset {error.start}") from error
-    try:
-        node = YAML(typ="rt", pure=True).compose(text)
-    except MarkedYAMLError as error:
-        raise InvalidInput(_syntax(path, text, error)) from error
-    except YAMLError as error:
-        raise InvalidInput(f"{path}: {error}") from error
-    reader = _Reader()
-    data = reader.value(node, ()) if node is not None else None
-    if reader.problems:
-        raise InvalidInput(locate(reader.problems, path, reader.positions))
-    if not isinstance(data, dict):
-        kind = "nothing" if data is None else "a list" if isinstance(data, list) else "a single value"
-        raise InvalidInput(f"{path}: expected a mapping of keys such as name, model, data (got {kind})")
-    return data, reader.positions
+
+
+def _check_events(path: Path, text: str) -> dict[Position, str]:
+    """Refuse nesting so deep that reading it would recurse without end; return where tags stand, and which."""
+    depth = 0
+    tagged: dict[Position, str] = {}
+    for event in YAML(typ="rt", pure=True).parse(text):
+        mark = event.start_mark
+        if getattr(event, "tag", None) is not None:
+            tagged[mark.line, mark.column] = str(event.tag)
+        depth += isinstance(event, CollectionStartEvent) - isinstance(event, CollectionEndEvent)
+        if depth > MAX_DEPTH:
+            raise InvalidInput(f"{path}:{mark.line + 1}:{mark.column + 1}  nested more than {MAX_DEPTH} deep")
+    return tagged
 
 
 def locate(problems: list[Problem], path: Path, positions: dict[KeyPath, Position]) -> list[Problem]:
@@ -83,7 +116,8 @@ def _syntax(path: Path, text: str, error: MarkedYAMLError) -> str:
 class _Reader:
     """Turns a node graph into data and collects what is wrong with it."""
 
-    def __init__(self) -> None:
+    def __init__(self, tagged: dict[Position, str]) -> None:
+        self._tagged = tagged
         self.problems: list[Problem] = []
         self.positions: dict[KeyPath, Position] = {}
         self._open: list[int] = []
@@ -98,8 +132,8 @@ class _Reader:
             if self._nodes == MAX_NODES + 1:
                 self._wrong(path, "too many values or aliases")
             return None
-        tag = str(node.tag)
-        if not tag.startswith(_PREFIX) or tag.removeprefix(_PREFIX) not in _KNOWN:
+        tag = self._tagged.get((node.start_mark.line, node.start_mark.column))
+        if tag is not None:
             return self._wrong(path, f"YAML tags are not allowed (got {tag})")
         self._open.append(id(node))
         try:
@@ -116,10 +150,11 @@ class _Reader:
         lines: dict[str, int] = {}
         for key_node, value_node in node.value:
             line, column = key_node.start_mark.line + 1, key_node.start_mark.column + 1
-            key = key_node.value
-            if not isinstance(key_node, ScalarNode) or str(key_node.tag) != f"{_PREFIX}str":
+            plain = isinstance(key_node, ScalarNode)
+            key = key_node.value if plain else "a list or a mapping"
+            if not plain or str(key_node.tag) != f"{_PREFIX}str":
                 self.positions.setdefault((*path, str(key)), (line, column))
-                self._wrong((*path, str(key)), f"keys must be text (got {key!r}); quote it")
+                self._wrong((*path, str(key)), f"keys must be text (got {repr(key) if plain else key}); quote it")
                 continue
             if key in data:
                 self._wrong((*path, key), f"duplicate key {key!r} (lines {lines[key]} and {line})")
@@ -142,20 +177,22 @@ class _Reader:
             return None
         if kind == "bool":
             return text.lower() == "true"
-        if kind == "int":
-            digits = text.lstrip("+-").replace("_", "")
-            if len(digits) > 1 and digits[0] == "0" and digits.isdigit():
-                return self._wrong(path, f"a number must not start with 0 (got {text}); is it {int(digits)}?")
-            return int(text.replace("_", ""), 0)
-        if kind == "float":
-            lowered = text.lower().replace("_", "")
-            return float(lowered.replace(".inf", "inf").replace(".nan", "nan"))
+        if kind in {"int", "float"}:
+            return self._number(kind, text, path)
         if kind == "timestamp":
             return self._wrong(path, f"a date is not expected here (got {text}); quote it if it is text")
         return text
 
+    def _number(self, kind: str, text: str, path: KeyPath) -> Any:
+        digits = text.lstrip("+-").replace("_", "")
+        if kind == "int" and len(digits) > 1 and digits[0] == "0" and digits.isdigit():
+            sign = "-" if text.startswith("-") else ""
+            return self._wrong(path, f"a number must not start with 0 (got {text}); is it {sign}{int(digits)}?")
+        try:
+            plain = text.lower().replace("_", "")
+            return int(plain, 0) if kind == "int" else float(plain.replace(".inf", "inf").replace(".nan", "nan"))
+        except ValueError:
+            return self._wrong(path, f"not a number that can be read (got {text[:40]}); quote it if it is text")
+
     def _wrong(self, path: KeyPath, message: str) -> None:
         self.problems.append(Problem(path, message))
-
-
-_KNOWN = frozenset({"str", "int", "float", "bool", "null", "map", "seq", "timestamp"})

@@ -48,9 +48,8 @@ class InvalidInput(LorafrontError, ValueError):
 
     exit_code = 2
 
-    def __init__(self, problems: Sequence[Problem] | str, source: str = "") -> None:
+    def __init__(self, problems: Sequence[Problem] | str) -> None:
         self.problems = [Problem((), problems)] if isinstance(problems, str) else list(problems)
-        self.source = source
         super().__init__("\n".join(str(problem) for problem in self.problems))
 
 

@@ -17,6 +17,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Fiel
 from pydantic_core import PydanticCustomError
 
 from lorafront.spaces import presets
+from lorafront.spaces.modules import in_order
 from lorafront.spaces.parameters import NameParameter, NumberParameter, Range, Real, Suggests, Whole, ask, count
 from lorafront.spaces.quantization import Quantization
 
@@ -53,6 +54,8 @@ def _alpha_as_mapping(raw: object) -> object:
     """`alpha: 32`, `alpha: [16, 32]` and `alpha: {low: …}` are short for `{absolute: …}`."""
     if isinstance(raw, (int, float, list, Range)) or (isinstance(raw, dict) and "low" in raw):
         return {"absolute": raw}
+    if isinstance(raw, dict) and {"ratio", "absolute"} <= set(raw):
+        raise PydanticCustomError("rule", "give ratio or absolute, not both")
     return raw
 
 
@@ -68,13 +71,14 @@ def _module_set(raw: object) -> object:
     """A list of names inside the list of choices is one set: `[q_proj, v_proj]` becomes `q_proj+v_proj`."""
     if isinstance(raw, (list, tuple)) and raw and all(isinstance(name, str) for name in raw):
         raw = "+".join(raw)
-    if not isinstance(raw, str) or not raw.strip():
+    parts = [part.strip() for part in raw.split("+")] if isinstance(raw, str) else []
+    if not parts or not all(parts):
         raise PydanticCustomError(
             "rule",
             "must be a group such as attention or query+value, or names of linear modules (got {value})",
             {"value": repr(raw)},
         )
-    return "+".join(part.strip() for part in raw.split("+"))
+    return "+".join(in_order(parts))
 
 
 ModuleSet = Annotated[str, BeforeValidator(_module_set)]

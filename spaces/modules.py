@@ -37,12 +37,25 @@ _IN_ATTENTION: dict[str, frozenset[str]] = {
 _OUTSIDE: dict[str, frozenset[str]] = {
     **dict.fromkeys(("gate_proj", "wi_0"), frozenset({GATE})),
     **dict.fromkeys(
-        ("up_proj", "fc1", "c_fc", "dense_h_to_4h", "lin1", "wi", "wi_1", "intermediate.dense"), frozenset({UP})
+        ("up_proj", "fc1", "fc_in", "c_fc", "dense_h_to_4h", "lin1", "wi", "wi_1", "intermediate.dense"),
+        frozenset({UP}),
     ),
-    **dict.fromkeys(("down_proj", "fc2", "c_proj", "dense_4h_to_h", "lin2", "wo", "output.dense"), frozenset({DOWN})),
+    **dict.fromkeys(
+        ("down_proj", "fc2", "fc_out", "c_proj", "dense_4h_to_h", "lin2", "wo", "output.dense"), frozenset({DOWN})
+    ),
     "gate_up_proj": frozenset({GATE, UP}),
 }
-_HEADS = ("lm_head", "embed_out", "classifier", "score", "pre_classifier", "pooler.dense", "cls.predictions")
+_HEADS = (
+    "lm_head",
+    "vocab_transform",
+    "vocab_projector",
+    "embed_out",
+    "classifier",
+    "score",
+    "pre_classifier",
+    "pooler.dense",
+    "cls.predictions",
+)
 
 
 @dataclass(frozen=True)
@@ -74,6 +87,12 @@ def roles(name: str) -> frozenset[str]:
         return _IN_ATTENTION.get(last, frozenset())
     # T5 keeps q, k, v under SelfAttention and its feed-forward under DenseReluDense, so the path decides first.
     return _OUTSIDE.get(last_two) or _OUTSIDE.get(last, frozenset())
+
+
+def in_order(parts: Sequence[str]) -> list[str]:
+    """The parts of a module set in one order, each once: groups as in `GROUPS`, then names as they were written."""
+    order = [*GROUPS, EVERYTHING]
+    return sorted(dict.fromkeys(parts), key=lambda part: order.index(part) if part in order else len(order))
 
 
 def is_head(name: str) -> bool:
@@ -140,6 +159,9 @@ def shortest_targets(chosen: Sequence[str], linears: Sequence[str]) -> tuple[str
     """The shortest dotted suffixes that match every chosen name and no other one.
 
     PEFT matches an entry of `target_modules` when a module's name equals it or ends with a dot and it.
+
+    Raises:
+        ModuleProblem: a name is the end of another one, so no entry matches it alone.
     """
     others = [name for name in linears if name not in set(chosen)]
     targets: dict[str, None] = {}
@@ -150,4 +172,6 @@ def shortest_targets(chosen: Sequence[str], linears: Sequence[str]) -> tuple[str
             if not any(other == suffix or other.endswith(f".{suffix}") for other in others):
                 targets[suffix] = None
                 break
+        else:
+            raise ModuleProblem(f"PEFT cannot adapt {name} alone: other modules end with the same name")
     return tuple(targets)

@@ -56,9 +56,9 @@ class Limit:
     operator: Literal["<=", ">="]
     bound: float
 
-    def holds(self, value: float) -> bool:
-        """True where the measured `value` is inside the bound; a value that is not finite never is."""
-        if not math.isfinite(value):
+    def holds(self, value: object) -> bool:
+        """True where the measured `value` is inside the bound; one that is no finite number never is."""
+        if not isinstance(value, (int, float)) or not math.isfinite(value):
             return False
         return value <= self.bound if self.operator == "<=" else value >= self.bound
 
@@ -76,12 +76,12 @@ def parse_limit(name: str, text: object) -> Limit:
         ValueError: the text is not of that form; the message says what is.
     """
     found = _LIMIT.match(text) if isinstance(text, str) else None
-    if found is None:
+    if found is None or not math.isfinite(float(found[2])):
         raise ValueError(f'must be a comparison with a number such as "<= 12" (got {text!r})')
     operator: Literal["<=", ">="] = "<=" if found[1] == "<=" else ">="
     return Limit(name, operator, float(found[2]))
 
 
-def feasible(limits: tuple[Limit, ...], measured: Mapping[str, float]) -> bool:
+def feasible(limits: tuple[Limit, ...], measured: Mapping[str, object]) -> bool:
     """True where every limit holds on the measurements."""
-    return all(limit.holds(measured.get(limit.name, math.nan)) for limit in limits)
+    return all(limit.holds(measured.get(limit.name)) for limit in limits)

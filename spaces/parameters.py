@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Annotated, Any, Generic, Protocol, Self, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Generic, Protocol, Self, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -24,6 +24,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 T = TypeVar("T")
+ROUNDING = 1e-9  # 0.3 - 0.1 is below 0.2 in floats
 MAX_CHOICES = 1000  # a longer list is a mistake, and a burden for whoever stores it
 FORMS = frozenset({"fixed", "choices", "range"})  # pydantic puts these tags into an error's location
 
@@ -66,7 +67,7 @@ class Range(BaseModel, Generic[T]):
             raise PydanticCustomError("rule", "a log range must start above 0 (low is {low})", facts)
         if step is not None and self.log:
             raise PydanticCustomError("rule", "give log or step, not both", facts)
-        if step is not None and not 0 < step <= high - low:
+        if step is not None and not 0 < step <= (high - low) * (1 + ROUNDING):
             raise PydanticCustomError("rule", "step must be above 0 and at most high - low (got {step})", facts)
         return self
 
@@ -76,6 +77,8 @@ class Range(BaseModel, Generic[T]):
     def suggest(self, name: str, trial: Suggests) -> int | float:
         """Draw one number under `name`."""
         low, high, step = self._numbers()
+        if step is not None:
+            high = low + ((self.count() or 1) - 1) * step  # the last one that steps reach
         if isinstance(low, int):
             return trial.suggest_int(name, low, high, step=step or 1, log=self.log)
         return trial.suggest_float(name, low, high, step=step, log=self.log)
@@ -85,7 +88,7 @@ class Range(BaseModel, Generic[T]):
         low, high, step = self._numbers()
         if isinstance(low, int):
             return int((high - low) // (step or 1)) + 1
-        return None if step is None else math.floor((high - low) / step + 1e-9) + 1
+        return None if step is None else math.floor((high - low) / step + ROUNDING) + 1
 
     def __str__(self) -> str:
         low, high, step = self._numbers()
@@ -114,22 +117,45 @@ def _whole(raw: object) -> object:
 def _real(raw: object) -> object:
     if isinstance(raw, bool) or not isinstance(raw, (int, float)):
         raise PydanticCustomError("rule", "must be a number (got {value})", {"value": repr(raw)})
-    if not math.isfinite(raw):
-        raise PydanticCustomError("rule", "must be finite (got {value})", {"value": repr(raw)})
-    return float(raw)
+    try:
+        number = float(raw)
+    except OverflowError:
+        number = math.inf
+    if not math.isfinite(number):
+        raise PydanticCustomError("rule", "must be finite (got {value})", {"value": repr(raw)[:40]})
+    return number + 0.0  # -0.0 becomes 0.0
 
 
 Whole = Annotated[int, BeforeValidator(_whole)]  # True, "8", 2.0 are not integers
 Real = Annotated[float, BeforeValidator(_real)]  # an integer will do; NaN and infinity will not
-_Choices = Annotated[list[T], Field(min_length=1, max_length=MAX_CHOICES), AfterValidator(_distinct)]
-NumberParameter = Annotated[
-    Annotated[T, Tag("fixed")] | Annotated[_Choices[T], Tag("choices")] | Annotated[Range[T], Tag("range")],
-    Discriminator(_form),
-]
-NameParameter = Annotated[
-    Annotated[T, Tag("fixed")] | Annotated[_Choices[T], Tag("choices")],
-    Discriminator(lambda raw: "choices" if isinstance(raw, (list, tuple)) else "fixed"),
-]
+
+
+def _tag(form: str, kind: Any) -> Any:
+    return Annotated[kind, Tag(form)]
+
+
+def _choices(item: Any) -> Any:
+    return Annotated[list[item], Field(min_length=1, max_length=MAX_CHOICES), AfterValidator(_distinct)]
+
+
+if TYPE_CHECKING:
+    NumberParameter = T | list[T] | Range[T]
+    NameParameter = T | list[T]
+else:  # a subscripted alias would hand Range its own type variable instead of the bounds
+
+    class NumberParameter:
+        """`NumberParameter[Item]`: an item, a list of items, or a range between items."""
+
+        def __class_getitem__(cls, item: Any) -> Any:
+            forms = _tag("fixed", item) | _tag("choices", _choices(item)) | _tag("range", Range[item])
+            return Annotated[forms, Discriminator(_form)]
+
+    class NameParameter:
+        """`NameParameter[Item]`: an item or a list of items."""
+
+        def __class_getitem__(cls, item: Any) -> Any:
+            forms = _tag("fixed", item) | _tag("choices", _choices(item))
+            return Annotated[forms, Discriminator(lambda raw: "choices" if isinstance(raw, (list, tuple)) else "fixed")]
 
 
 def ask(parameter: Any, name: str, trial: Suggests) -> Any:

@@ -14,8 +14,9 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from lorafront.spaces.lora import Count, LoraConfiguration, NotNegative, Scheduler, Share
-from lorafront.spaces.parameters import Real, Whole
+from lorafront.spaces.parameters import NameParameter, Real, Whole
 
+MAX_RUNGS = 16
 Format = Literal["text", "prompt_completion", "question_answer", "alpaca"]
 Optimizer = Literal["adamw", "paged_adamw_8bit"]
 Attention = Literal["auto", "sdpa", "eager", "flash_attention_2"]
@@ -57,7 +58,7 @@ class TrainingConfig(Section):
     epochs: Annotated[Real, Gt(0)] | None = Field(default=None, description="passes over the training rows")
     steps: Count | None = Field(default=None, description="optimizer steps")
     rows: Count | None = Field(default=None, description="training rows seen, repeats counted")
-    rungs: Count | Annotated[list[Count], Field(min_length=1)] = Field(
+    rungs: NameParameter[Count] = Field(
         default=4, description="how many points of comparison, each at twice the rows of the one before; or their rows"
     )
     batch_size: Count = Field(default=8, description="rows per forward and backward pass")
@@ -86,6 +87,12 @@ class TrainingConfig(Section):
         if len(given) > 1:
             raise PydanticCustomError(
                 "rule", "give one of epochs, steps, rows (got {keys})", {"keys": ", ".join(given)}
+            )
+        if isinstance(self.rungs, int) and self.rungs > MAX_RUNGS:
+            raise PydanticCustomError(
+                "rule",
+                "at most {most} rungs (got {rungs}); their rows go into a list",
+                {"most": MAX_RUNGS, "rungs": self.rungs},
             )
         if isinstance(self.rungs, list) and sorted(set(self.rungs)) != self.rungs:
             raise PydanticCustomError("rule", "rungs must rise (got {rungs})", {"rungs": self.rungs})

@@ -129,7 +129,6 @@ def test_values_that_are_no_numbers_keep_a_trial_away(value):
     assert front([record(0, perplexity=value, peak_vram_gb=1.0)], [QUALITY, VRAM], ()) == []
 
 
-@pytest.mark.xfail(strict=True, raises=TypeError, reason="Limit.holds(None): the limits are held before the numbers")
 def test_limits_on_values_that_are_no_numbers_keep_a_trial_away():
     """A trial whose limited measurement was not finite, stored as None, is not on the front."""
     trial = record(0, perplexity=3.0, peak_vram_gb=1.0, train_seconds=None)
@@ -194,16 +193,12 @@ def test_sizes_that_cannot_be_read_are_refused(size):
     assert repr(size) in str(caught.value)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="only the first objective is looked at, so the first of equals is taken, beaten or not"
-)
 def test_best_under_is_a_member_of_the_front():
     """Of two trials of equal quality the one that needs less VRAM is the best, being on the front."""
     table = study(record(0, perplexity=3.0, peak_vram_gb=6.0), record(1, perplexity=3.0, peak_vram_gb=4.0))
     assert best_under(table, "8GB") == front_of(table)
 
 
-@pytest.mark.xfail(strict=True, reason="the docstring promises InvalidInput; nothing fits, and nothing is said")
 def test_best_under_needs_vram_to_be_measured():
     """A study that did not measure VRAM refuses to say what fits."""
     table = study(record(0, perplexity=3.0, adapter_mb=1.0), objectives=["perplexity", "adapter_mb"])

@@ -59,9 +59,8 @@ def test_did_you_mean_never_invents(word, known):
 
 def test_invalid_input_says_all_problems():
     """The text of the error has one line for each problem."""
-    error = InvalidInput([Problem(("a",), "one"), Problem(("b", 1), "two")], source="file.yaml")
+    error = InvalidInput([Problem(("a",), "one"), Problem(("b", 1), "two")])
     assert str(error) == "a: one\nb[1]: two"
-    assert error.source == "file.yaml"
 
 
 def test_invalid_input_takes_one_sentence():
@@ -70,6 +69,6 @@ def test_invalid_input_takes_one_sentence():
 
 
 def test_invalid_input_crosses_processes():
-    """A worker's InvalidInput arrives with the problems and the source that it left with."""
-    error = pickle.loads(pickle.dumps(InvalidInput([Problem(("a",), "one")], source="file.yaml")))
-    assert (error.problems, error.source, str(error)) == ([Problem(("a",), "one")], "file.yaml", "a: one")
+    """A worker's InvalidInput arrives with the problems that it left with."""
+    error = pickle.loads(pickle.dumps(InvalidInput([Problem(("a",), "one")])))
+    assert (error.problems, str(error)) == ([Problem(("a",), "one")], "a: one")

@@ -211,12 +211,12 @@ def test_shortest_targets_cannot_be_shorter(drawn):
     """Any target with its first part taken off would match a name that was not chosen."""
     chosen, linears = drawn
     others = [name for name in linears if name not in chosen]
+    assume(not any(other.endswith(f".{name}") for name in chosen for other in others))  # no targets can tell these
     for target in shortest_targets(chosen, linears):
         _, _, shorter = target.partition(".")
         assert not shorter or any(peft_matches(other, [shorter]) for other in others)
 
 
-@pytest.mark.xfail(strict=True, reason="a name for which there is no target is left out without a word")
 def test_names_that_no_target_can_tell_are_refused():
     """Where PEFT could not be told to leave another name alone, that is said and nothing is dropped."""
     with pytest.raises(ModuleProblem):
