@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Any, Generic, Protocol, Self, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Generic, Protocol, Self, TypeAlias, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -139,8 +139,8 @@ def _choices(item: Any) -> Any:
 
 
 if TYPE_CHECKING:
-    NumberParameter = T | list[T] | Range[T]
-    NameParameter = T | list[T]
+    NumberParameter: TypeAlias = T | list[T] | Range[T]
+    NameParameter: TypeAlias = T | list[T]
 else:  # a subscripted alias would hand Range its own type variable instead of the bounds
 
     class NumberParameter:

@@ -210,7 +210,7 @@ REFUSED = [
         63,
         "constraints: {peak_vram_gb: 12}",
         "constraints.peak_vram_gb",
-        "a comparison with a number such as \"<= 12\" (got 12)",
+        'a comparison with a number such as "<= 12" (got 12)',
     ),
     (63, "constraints: {peak_vram_gb: '< 12'}", "constraints.peak_vram_gb", "(got '< 12')"),
     (65, f"tracking: {{uri: '{HUB_TOKEN}'}}", "tracking.uri", "looks like a secret; give it in the environment"),
