@@ -19,7 +19,7 @@ from lorafront.spaces.lora import LoraConfiguration
 from lorafront.spaces.parameters import values_of
 from lorafront.trainables import models
 from lorafront.trainables.config import ModelConfig, TrialConfig
-from lorafront.trainables.data import TokenData, prepare, store
+from lorafront.trainables.data import TokenData, prepare, read, store
 from lorafront.trainables.task import task_named
 
 T = TypeVar("T")
@@ -84,7 +84,7 @@ def check(search: SearchFile, root: RootPaths, near: Path) -> Prepared:
     located = locate_paths(search, near)
     task = task_named(search.task)
     config = checks.run(lambda: models.load_config(located.model))
-    tokenizer = checks.run(lambda: models.load_tokenizer(located.model))
+    tokenizer = checks.run(lambda: models.load_tokenizer(located.model)) if config is not None else None
     facts = checks.run(lambda: models.model_facts(config, task)) if config is not None else None
     checks.problems += _machine(located)
     resolved: dict[str, modules.Resolved] = {}
@@ -93,9 +93,11 @@ def check(search: SearchFile, root: RootPaths, near: Path) -> Prepared:
         checks.problems += _against_model(located, facts)
     batch, rows_per_step = _batches(located)
     prepared = None
-    if tokenizer is not None:
+    raw = checks.run(lambda: read(located.data))
+    if tokenizer is not None and raw is not None:
         prepared = checks.run(
             lambda: prepare(
+                raw,
                 located.data,
                 task,
                 tokenizer,

@@ -15,7 +15,7 @@ from support import TINY_LLAMA, MakeTrial, lora
 
 from lorafront.spaces import modules
 from lorafront.trainables.config import DataConfig, ModelConfig, TrainingConfig, TrialConfig
-from lorafront.trainables.data import TokenData, prepare, store
+from lorafront.trainables.data import TokenData, prepare, read, store
 from lorafront.trainables.models import BaseCache, ModelFacts, load_config, load_tokenizer, model_facts
 from lorafront.trainables.task import task_named
 
@@ -57,7 +57,9 @@ def token_file(
     data_config: DataConfig, tiny_model: ModelConfig, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, TokenData]:
     task, tokenizer = task_named("causal_lm"), load_tokenizer(tiny_model)
-    file, tokens = prepare(data_config, task, tokenizer, tmp_path_factory.mktemp("tokens"), train_batch=4, eval_batch=4)
+    file, tokens = prepare(
+        read(data_config), data_config, task, tokenizer, tmp_path_factory.mktemp("tokens"), train_batch=4, eval_batch=4
+    )
     store(file, tokens)
     return file, tokens
 

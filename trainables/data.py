@@ -86,12 +86,59 @@ class TokenData:
     notes: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class Rows:
+    """Raw rows that have every column that their format needs.
+
+    Attributes:
+        train: rows to train on, or to split where `evaluation` is None.
+        evaluation: rows of a split of its own.
+        source: for messages.
+    """
+
+    train: list[dict[str, Any]]
+    evaluation: list[dict[str, Any]] | None
+    source: str
+
+
+def read(data: DataConfig) -> Rows:
+    """Read the rows and check that they are what their format says.
+
+    Raises:
+        InvalidInput: the data is missing, malformed, empty, lacks a column, or holds something that is no text.
+    """
+    problems: list[Problem] = []
+    found: dict[str, RawData] = {}
+    for key, name in (("path", data.path), ("eval_path", data.eval_path)):
+        if name is None:
+            continue
+        try:
+            raw = read_data(name, key, data.config_name, data.revision)
+            check_columns(data.format, raw.columns, raw.source)
+            split_rows(data.format, raw.train, raw.source)
+            found[key] = raw
+        except InvalidInput as error:
+            problems += error.problems
+    if problems:
+        raise InvalidInput(problems)
+    evaluation = found["eval_path"].train if "eval_path" in found else found["path"].evaluation
+    return Rows(found["path"].train, evaluation, found["path"].source)
+
+
 def prepare(
-    data: DataConfig, task: Task, tokenizer: PreTrainedTokenizerBase, folder: Path, *, train_batch: int, eval_batch: int
+    raw: Rows,
+    data: DataConfig,
+    task: Task,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    *,
+    train_batch: int,
+    eval_batch: int,
 ) -> tuple[Path, TokenData]:
-    """Read, split and encode the data, or find it in the cache. Writes nothing; `store` does.
+    """Split and encode rows, or find them in the cache. Writes nothing; `store` does.
 
     Args:
+        raw: what `read` found.
         data: the `data` section of a search file.
         task: encodes rows.
         tokenizer: of the base model.
@@ -103,13 +150,10 @@ def prepare(
         The name that the cache file has or will have, and its content.
 
     Raises:
-        InvalidInput: the data is missing, malformed, empty or too small.
+        InvalidInput: too few rows are left.
     """
-    raw = read_data(data.path, "path", data.config_name, data.revision)
-    evaluation = read_data(data.eval_path, "eval_path").train if data.eval_path else raw.evaluation
-    check_columns(data.format, raw.columns, raw.source)
-    file = folder / f"{_fingerprint(data, task, tokenizer, raw, evaluation)}.safetensors"
-    tokens = load(file) if file.is_file() else _encode(data, task, tokenizer, raw, evaluation)
+    file = folder / f"{_fingerprint(data, task, tokenizer, raw)}.safetensors"
+    tokens = load(file) if file.is_file() else _encode(data, task, tokenizer, raw)
     problems = [
         Problem(
             ("data",),
@@ -127,13 +171,7 @@ def prepare(
     return file, tokens
 
 
-def _encode(
-    data: DataConfig,
-    task: Task,
-    tokenizer: PreTrainedTokenizerBase,
-    raw: RawData,
-    evaluation: list[dict[str, Any]] | None,
-) -> TokenData:
+def _encode(data: DataConfig, task: Task, tokenizer: PreTrainedTokenizerBase, raw: Rows) -> TokenData:
     packed = FORMATS[data.format].packed
 
     def encode(rows: list[dict[str, Any]], source: str) -> list[tuple[list[int], int]]:
@@ -141,11 +179,11 @@ def _encode(
 
     if packed:  # blocks are the rows, so they are what is split
         encoded = encode(raw.train, raw.source)
-        held_out = encode(evaluation, data.eval_path or raw.source) if evaluation is not None else None
+        held_out = encode(raw.evaluation, data.eval_path or raw.source) if raw.evaluation is not None else None
         train_rows, eval_rows = _split(encoded, held_out, data)
         dropped = 0
     else:
-        train_raw, eval_raw = _split(raw.train, evaluation, data)
+        train_raw, eval_raw = _split(raw.train, raw.evaluation, data)
         train_rows = encode(train_raw, raw.source)
         eval_rows = encode(eval_raw, data.eval_path or raw.source)
         dropped = len(train_raw) + len(eval_raw) - len(train_rows) - len(eval_rows)
@@ -184,20 +222,14 @@ def row_order(rows: int, seed: int) -> Iterator[int]:
         epoch += 1
 
 
-def _fingerprint(
-    data: DataConfig,
-    task: Task,
-    tokenizer: PreTrainedTokenizerBase,
-    raw: RawData,
-    evaluation: list[dict[str, Any]] | None,
-) -> str:
+def _fingerprint(data: DataConfig, task: Task, tokenizer: PreTrainedTokenizerBase, raw: Rows) -> str:
     """Names the cache by everything that its content depends on, the rows themselves included."""
     digest = hashlib.sha256()
     facts = [FORMAT_VERSION, task.name, data.model_dump(mode="json"), tokenizer.pad_token_id, tokenizer.eos_token_id]
     digest.update(json.dumps(facts, sort_keys=True).encode())
     backend = getattr(tokenizer, "backend_tokenizer", None)
     digest.update((backend.to_str() if backend is not None else json.dumps(tokenizer.get_vocab())).encode())
-    for rows in (raw.train, evaluation or []):
+    for rows in (raw.train, raw.evaluation or []):
         digest.update(str(len(rows)).encode())
         for row in rows:
             digest.update(json.dumps(row, sort_keys=True, default=str).encode())

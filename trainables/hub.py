@@ -5,12 +5,16 @@ A path that is missing here must not turn into a download of somebody else's rep
 
 from __future__ import annotations
 
+import functools
 import os
 import re
+import urllib.error
+import urllib.request
 from pathlib import Path
 
 from lorafront.spaces.errors import InvalidInput
 
+PROBE_SECONDS = 5
 _HUB_NAME = re.compile(r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?$")
 _FILE_SUFFIX = re.compile(r"\.(txt|text|md|rst|jsonl?|ndjson|csv|tsv|parquet)$", re.IGNORECASE)
 
@@ -29,11 +33,28 @@ def local_folder_or_file(name: str) -> Path | None:
     return None
 
 
+@functools.cache
+def hub_answers() -> bool:
+    """One short question, once per process: the hub's own clients retry for over a minute where there is no network."""
+    if os.environ.get("HF_HUB_OFFLINE", "0").upper() in {"1", "ON", "YES", "TRUE"}:
+        return False
+    endpoint = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
+    try:
+        with urllib.request.urlopen(urllib.request.Request(endpoint, method="HEAD"), timeout=PROBE_SECONDS):  # noqa: S310
+            return True
+    except urllib.error.HTTPError:
+        return True  # it answers, if only to say no
+    except (urllib.error.URLError, OSError, ValueError):
+        return False
+
+
 def unreachable(kind: str, name: str, error: Exception) -> str:
     """One line for a hub name that could not be loaded."""
     reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
-    offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE", "0") not in {"0", ""} else ""
+    if not hub_answers():
+        reason = "HF_HUB_OFFLINE is set" if os.environ.get("HF_HUB_OFFLINE", "0") != "0" else "the hub does not answer"
+        reason += ", and it is not in the local cache"
     return (
-        f"{name} is no {kind} in the current folder ({Path.cwd()}) and could not be loaded from the Hugging Face hub"
-        f"{offline}: {reason}"
+        f"{name} is no {kind} in the current folder ({Path.cwd()}) and could not be loaded from the Hugging Face hub: "
+        f"{reason}"
     )

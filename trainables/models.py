@@ -19,7 +19,7 @@ from lorafront.spaces.errors import InvalidInput, Problem
 from lorafront.spaces.quantization import UNQUANTIZED, bitsandbytes_arguments
 from lorafront.trainables.config import ModelConfig, TrialConfig
 from lorafront.trainables.data import seeded_generator
-from lorafront.trainables.hub import local_folder_or_file, unreachable
+from lorafront.trainables.hub import hub_answers, local_folder_or_file, unreachable
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -121,7 +121,12 @@ def _load(model: ModelConfig, auto_class: Any) -> Any:
     if place is not None:
         _check_folder(place)
     try:
-        return auto_class.from_pretrained(model.name, revision=model.revision, trust_remote_code=False)
+        return auto_class.from_pretrained(
+            model.name,
+            revision=model.revision,
+            trust_remote_code=False,
+            local_files_only=place is None and not hub_answers(),
+        )
     except (OSError, ValueError) as error:  # what transformers raises for missing files and for remote code
         if "trust_remote_code" in str(error):
             message = f"{model.name} needs code from its repository, which lorafront does not run"

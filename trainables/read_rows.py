@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lorafront.spaces.errors import InvalidInput, Problem
-from lorafront.trainables.hub import local_folder_or_file, unreachable
+from lorafront.trainables.hub import hub_answers, local_folder_or_file, unreachable
 
 TEXT_SUFFIXES = frozenset({".txt", ".text", ".md", ".rst"})
 JSON_SUFFIXES = frozenset({".jsonl", ".ndjson", ".json"})
@@ -163,6 +163,8 @@ def _split_of(path: Path) -> str:
 def _from_hub(name: str, config_name: str | None, revision: str | None) -> RawData:
     import datasets
 
+    if not hub_answers():
+        datasets.config.HF_HUB_OFFLINE = True  # the cache or nothing, at once
     try:
         loaded = datasets.load_dataset(name, config_name, revision=revision)
     except (OSError, ValueError, RuntimeError) as error:  # what datasets and its hub client raise, by their docs

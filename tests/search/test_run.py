@@ -309,3 +309,23 @@ def test_a_search_survives_its_driver(text_file: Path, tmp_path: Path, end: sign
     assert all(kept[trial.number].lora == trial.lora for trial in before.running)
     runs = mlflow_runs(root.mlflow_db, "crash")
     assert sorted(runs, key=str) == sorted([None, *(str(n) for n in range(6))], key=str)
+
+
+def test_a_search_survives_its_workers(text_file: Path, tmp_path: Path) -> None:
+    """A trial whose worker is killed goes on from its last rung under its number, and costs no budget."""
+    file = tmp_path / "search.yaml"
+    data = search_data("crash", text_file, training={"rows": 128, "rungs": 4, "batch_size": 4}, budget={"trials": 3})
+    file.write_text(json.dumps(data))
+    command = [*DRIVER, "run", str(file), "--root", str(tmp_path)]
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    with subprocess.Popen(
+        command, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment
+    ) as driver:
+        wait_for_line(driver, "at 32 of 128 rows")
+        for worker in training_workers(driver.pid):
+            worker.kill()
+        output, _ = driver.communicate(timeout=200)
+    assert driver.returncode == 0, output
+    table = read_study(RootPaths(tmp_path).search("crash").study_db)
+    assert [trial.outcome for trial in table.trials] == [Outcome.COMPLETE] * 3
+    assert [report.rows for trial in table.trials for report in trial.rungs] == [16, 32, 64, 128] * 3
