@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lorafront.spaces.errors import InvalidInput, LorafrontError, NoFront
+from lorafront.spaces.errors import InvalidInput, LorafrontError, NoFront, StateUnreadable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -112,7 +112,11 @@ def list_searches(root: Root = None, as_json: Json = False) -> None:
     paths = _root(root)
     rows = []
     for name in paths.names():
-        table = read_study(paths.search(name).study_db)
+        try:
+            table = read_study(paths.search(name).study_db)
+        except StateUnreadable:  # said in full by `status`; the others are listed all the same
+            rows.append({"name": name, "trials": "unreadable", "budget": "", "running": "", "front": "", "model": ""})
+            continue
         rows.append(
             {
                 "name": name,
@@ -208,14 +212,17 @@ def export(
 @app.command(name="mlflow-sync")
 def mlflow_sync(name: Name, root: Root = None) -> None:
     """Write the MLflow runs of a search from its study, or bring them up to date."""
-    from lorafront.search.mlflow_tracker import open_tracking, sync
+    from lorafront.search.mlflow_tracker import open_tracking, shown, sync
+    from lorafront.search.ownership import owned
 
     paths = _root(root)
     table, search_paths = _study(name, root)
     tracking = open_tracking(table.search, paths)
     if tracking.problem:
         raise InvalidInput(tracking.problem)
-    typer.echo(f"{sync(tracking, search_paths)} trials of {name} stand in {tracking.uri}")
+    with owned(search_paths):  # a living driver does the same
+        count = sync(tracking, search_paths)
+    typer.echo(f"{count} trials of {name} stand in {shown(tracking.uri)}")
 
 
 @app.command()
@@ -233,20 +240,13 @@ def ui(
 def main() -> None:
     """Run the command line; the only place where an error becomes an exit code."""
     try:
-        app(standalone_mode=False)
+        app()  # unknown options and missing arguments exit with 2 by themselves
     except LorafrontError as error:
-        for line in str(error).splitlines():
-            typer.secho(line, err=True, fg=None)
+        typer.echo(str(error), err=True)
         sys.exit(error.exit_code)
-    except typer.Exit as ended:
-        sys.exit(ended.exit_code)
-    except typer.Abort:
-        sys.exit(130)
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader of a pipe went away: not an error
-        sys.exit(0)
+    except PermissionError as error:
+        typer.echo(f"not permitted: {error}", err=True)
+        sys.exit(2)
 
 
 def _placed(file: Path, work: Any) -> Any:
@@ -308,7 +308,8 @@ def _conclude(table: StudyTable, root: RootPaths, seconds: float) -> None:
         typer.echo(f"plot:    {paths.front_png}")
     if members:
         typer.echo(f"export:  lorafront export {paths.name} --out exports/{paths.name}{option}")
-    typer.echo(f"MLflow:  lorafront ui{option}")
+    own_store = not table.search.tracking.uri and not os.environ.get("MLFLOW_TRACKING_URI")
+    typer.echo(f"MLflow:  lorafront ui{option}" if own_store else "MLflow:  on the server that tracking names")
     if not members:
         raise NoFront(f"search {paths.name!r} ended without a feasible trial at full fidelity")
 

@@ -44,6 +44,8 @@ def export_front(paths: SearchPaths, out: Path, numbers: Sequence[int] = ()) -> 
     if out.is_dir() and any(out.iterdir()) and not (out / "index.json").is_file():
         raise InvalidInput(f"{out} holds other files; give a new folder")
     model = model_as_written(paths, table)
+    for stale in out.glob("trial-*"):  # of an earlier export into the same folder
+        shutil.rmtree(stale)
     folders = [_export_trial(table, trial, paths, out / f"trial-{trial.number:05d}", model) for trial in chosen]
     objectives = table.search.objective_list
     index = [
@@ -124,7 +126,7 @@ def training_arguments(
         "max_steps": steps,
         "weight_decay": lora.weight_decay,
         "warmup_steps": round(lora.warmup * steps),
-        "lr_scheduler_type": lora.scheduler,
+        "lr_scheduler_type": "constant_with_warmup" if lora.scheduler == "constant" else lora.scheduler,
         "max_grad_norm": training.max_grad_norm,
         "optim": "adamw_torch" if training.optimizer == "adamw" else "paged_adamw_8bit",
         "gradient_checkpointing": training.gradient_checkpointing,

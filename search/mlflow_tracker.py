@@ -11,10 +11,11 @@ import lorafront.search.environment  # isort: skip  # noqa: F401  # before MLflo
 
 import math
 import os
+import re
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -35,7 +36,7 @@ PROBE_SECONDS = 5
 CYCLE_SECONDS = 2.0
 RETRY_SECONDS = 20.0
 GOODBYE_SECONDS = 60.0  # the last projection may take so long before the driver leaves it to `mlflow-sync`
-SEARCH_TAG, TRIAL_TAG = "lorafront.search", "lorafront.trial"
+SEARCH_TAG, TRIAL_TAG, UID_TAG = "lorafront.search", "lorafront.trial", "lorafront.uid"
 # What a curve shows, and what a trial has one of.
 CURVES = ("perplexity", "eval_loss", "train_loss", "grad_norm", "tokens_per_second", "train_seconds")
 ONCE = (
@@ -73,49 +74,61 @@ def open_tracking(search: SearchFile, root: RootPaths) -> Tracking:
     return Tracking(uri, source, None, _unreachable(uri))
 
 
+def shown(uri: str) -> str:
+    """The address without the user and password that an environment variable may carry."""
+    return re.sub(r"://[^/@]*@", "://…@", uri)
+
+
 def _unreachable(uri: str) -> str:
     scheme = uri.split(":", 1)[0]
     if scheme not in {"http", "https"}:
         known = {"sqlite", "postgresql", "mysql", "mssql", "databricks", "databricks-uc"}
         if scheme.split("+")[0] in known:
             return ""
-        return f"MLflow has no store for {uri}; give http(s)://, sqlite:/// or postgresql://"
+        return f"MLflow has no store for {shown(uri)}; give http(s)://, sqlite:/// or postgresql://"
     try:
         with urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=PROBE_SECONDS):  # noqa: S310  # http(s) only
             return ""
     except urllib.error.HTTPError:
         return ""  # somebody answers; a server behind a login says 401
     except (urllib.error.URLError, OSError, ValueError) as error:
-        return f"MLflow at {uri} cannot be reached ({getattr(error, 'reason', error)})"
+        return f"MLflow at {shown(uri)} cannot be reached ({getattr(error, 'reason', error)})"
 
 
 @contextmanager
-def following(tracking: Tracking, paths: SearchPaths) -> Iterator[None]:
-    """Project the study into MLflow while the block runs, and once more at its end."""
+def following(tracking: Tracking, paths: SearchPaths, say: Callable[[str], None]) -> Iterator[None]:
+    """Project the study into MLflow while the block runs, and once more at its end; says if that one failed."""
     stop = threading.Event()
-    thread = threading.Thread(target=_follow, args=(tracking, paths, stop), name="mlflow", daemon=True)
+    failures: list[str] = []
+    thread = threading.Thread(target=_follow, args=(tracking, paths, stop, failures), name="mlflow", daemon=True)
     thread.start()
     try:
         yield
     finally:
         stop.set()
-        thread.join(GOODBYE_SECONDS if not tracking.problem else RETRY_SECONDS)
+        thread.join(GOODBYE_SECONDS)
+        if thread.is_alive() or failures:
+            reason = failures[-1] if failures else "it takes too long"
+            say(f"MLflow does not have all runs ({reason}); write them with: lorafront mlflow-sync {paths.name}")
 
 
-def _follow(tracking: Tracking, paths: SearchPaths, stop: threading.Event) -> None:
+def _follow(tracking: Tracking, paths: SearchPaths, stop: threading.Event, failures: list[str]) -> None:
     projection: Projection | None = None
     wait = CYCLE_SECONDS
     while True:
         last = stop.wait(wait)
         wait = CYCLE_SECONDS
         try:
-            if tracking.uri.startswith("http") and _unreachable(tracking.uri):
-                wait = RETRY_SECONDS
+            away = _unreachable(tracking.uri) if tracking.uri.startswith("http") else ""
+            if away:
+                failures[:], wait = [away], RETRY_SECONDS
             else:
                 projection = projection or Projection(tracking, paths)
                 projection.update(read_study(paths.study_db), over=last)
-        except Exception:  # noqa: BLE001  # a thread's outermost line: tracking must never end a search
+                failures.clear()
+        except Exception as error:  # noqa: BLE001  # a thread's outermost line: tracking must never end a search
             projection, wait = None, RETRY_SECONDS
+            failures[:] = [f"{type(error).__name__}: {str(error).strip().splitlines()[0][:200] if str(error) else ''}"]
         if last:
             return
 
@@ -177,7 +190,7 @@ class Projection:
         token = None
         parent = ""
         while True:
-            page = client.search_runs([experiment_id], f"tags.`{SEARCH_TAG}` = '{name}'", page_token=token)
+            page = client.search_runs([experiment_id], f"tags.`{UID_TAG}` = '{table.uid}'", page_token=token)
             for run in page:
                 number = run.data.tags.get(TRIAL_TAG)
                 if number is None:
@@ -197,15 +210,18 @@ class Projection:
         search = table.search
         started = _millis(table.trials[0].started) if table.trials else None
         run = client.create_run(
-            self._experiment, start_time=started, run_name=search.name, tags={SEARCH_TAG: search.name}
+            self._experiment,
+            start_time=started,
+            run_name=search.name,
+            tags={SEARCH_TAG: search.name, UID_TAG: table.uid},
         )
-        shown = {
+        facts = {
             "model": search.model.name, "task": search.task, "data": search.data.path, "format": search.data.format,
             "objectives": ", ".join(search.objectives), "constraints": ", ".join(map(str, search.limits)) or "none",
             "budget.trials": search.budget.trials, "seed": search.seed,
         }  # fmt: skip
         space = {f"space.{name}": describe(value) for name, value in search.space.parameters().items()}
-        params = [Param(key, str(value)[:6000]) for key, value in {**shown, **space}.items()]
+        params = [Param(key, str(value)[:6000]) for key, value in {**facts, **space}.items()]
         client.log_batch(run.info.run_id, params=params)
         client.log_artifact(run.info.run_id, str(self.paths.search_yaml))
         return str(run.info.run_id)
@@ -213,9 +229,8 @@ class Projection:
     def _send(self, client: MlflowClient, trial: TrialRecord, table: StudyTable, *, pareto: bool) -> None:
         from mlflow.entities import Param, RunTag
 
-        new = trial.number not in self._runs
-        if new:
-            self._runs[trial.number] = self._new_child(client, trial, table.search.name)
+        if trial.number not in self._runs:
+            self._runs[trial.number] = self._new_child(client, trial, table)
         run_id = self._runs[trial.number]
         params = (
             [Param(key, str(value)) for key, value in trial.lora.model_dump(mode="json").items()] if trial.lora else []
@@ -230,19 +245,24 @@ class Projection:
         client.log_batch(
             run_id,
             metrics=list(_metrics(trial)),
-            params=params if new else [],
+            params=params,  # the same again is no change; a run that was cut short gets them now
             tags=[RunTag(key, value) for key, value in tags.items()],
         )
         if trial.ended is not None:
             client.set_terminated(run_id, _status(trial), end_time=_millis(trial.ended))
 
-    def _new_child(self, client: MlflowClient, trial: TrialRecord, name: str) -> str:
+    def _new_child(self, client: MlflowClient, trial: TrialRecord, table: StudyTable) -> str:
         label = f"{trial.number} {trial.lora.label}" if trial.lora else str(trial.number)
         run = client.create_run(
             self._experiment,
             start_time=_millis(trial.started),
             run_name=label,
-            tags={"mlflow.parentRunId": self._parent, SEARCH_TAG: name, TRIAL_TAG: str(trial.number)},
+            tags={
+                "mlflow.parentRunId": self._parent,
+                SEARCH_TAG: table.search.name,
+                UID_TAG: table.uid,
+                TRIAL_TAG: str(trial.number),
+            },
         )
         return str(run.info.run_id)
 

@@ -29,7 +29,7 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]  # Ray is untyped
         self,
         ledger: StudyLedger,
         dispatch: Dispatch,
-        recover: Callable[[int], Report | None],
+        recover: Callable[[int], list[Report]],
         observer: Observer,
         *,
         unfinished: list[tuple[int, LoraConfiguration]],
@@ -40,7 +40,7 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]  # Ray is untyped
         Args:
             ledger: the study.
             dispatch: a trial's number and configuration to what its worker needs.
-            recover: the result file of a trial, if its worker got as far as that.
+            recover: a trial's reports from its result file, the final one last; none where there is no such file.
             observer: hears of every event.
             unfinished: trials to run again under their own numbers.
             clock: seconds.
@@ -76,10 +76,11 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]  # Ray is untyped
                 self.exhausted = self.exhausted or not self._is_spent()
                 return str(Searcher.FINISHED)
             number, lora = asked
+        config = self._dispatch(number, lora)  # adopts checkpoints of an older epoch, so before the epoch moves on
         self.ledger.started(number)
         self._running[trial_id] = number
         self.observer.started(number, lora)
-        return self._dispatch(number, lora)
+        return config
 
     def _is_spent(self) -> bool:
         budget = self.ledger.search.budget
@@ -90,7 +91,9 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]  # Ray is untyped
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """A rung that is not the end."""
         if REPORT in result and trial_id in self._running:
-            self._record_rung(self._running[trial_id], Report.from_json(json.loads(result[REPORT])))
+            report = Report.from_json(json.loads(result[REPORT]))
+            self.ledger.record_rung(self._running[trial_id], report)
+            self.observer.reported(self._running[trial_id], report)
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """The end of a trial, or of its worker."""
@@ -99,16 +102,9 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]  # Ray is untyped
             return
         report = Report.from_json(json.loads(result[REPORT])) if result and REPORT in result and not error else None
         if report is None or report.outcome is None:
-            report = self._recover(number) or Report(0, {}, Outcome.INFRA_LOST, "the worker process died")
+            *rungs, report = self._recover(number) or [Report(0, {}, Outcome.INFRA_LOST, "the worker process died")]
+            for rung in rungs:
+                self.ledger.record_rung(number, rung)
         if report.outcome is Outcome.COMPLETE:
-            self._record_rung(number, report, heard=False)
+            self.ledger.record_rung(number, report)
         self.observer.reported(number, self.ledger.tell(number, report))
-
-    def _record_rung(self, number: int, report: Report, *, heard: bool = True) -> None:
-        base = report.measurements.get("base_perplexity")
-        lora = self.ledger.configuration(number)
-        if base is not None and lora.quantization not in self.ledger.bases:
-            self.ledger.note_base(lora.quantization, base)
-        self.ledger.record_rung(number, report)
-        if heard:
-            self.observer.reported(number, report)

@@ -5,10 +5,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
+
+import torch
 
 from lorafront.search.paths import RootPaths
 from lorafront.search.rungs import ladder, total_rows
@@ -31,7 +34,6 @@ class Prepared:
 
     Attributes:
         search: the file, with local paths made absolute (workers may stand elsewhere).
-        model_name: the model as the user wrote it, for exports.
         facts: of the base model.
         resolved: module set to the model's own modules.
         token_file: where the token rows are or will be.
@@ -41,7 +43,6 @@ class Prepared:
     """
 
     search: SearchFile
-    model_name: str
     facts: models.ModelFacts
     resolved: dict[str, modules.Resolved]
     token_file: Path
@@ -54,7 +55,6 @@ class Prepared:
         return TrialConfig(
             task=self.search.task,
             model=self.search.model,
-            data=self.search.data,
             training=self.search.training,
             lora=lora,
             targets=self.resolved[lora.modules].targets,
@@ -88,7 +88,8 @@ def check(search: SearchFile, root: RootPaths, near: Path) -> Prepared:
     facts = checks.run(lambda: models.model_facts(config, task)) if config is not None else None
     checks.problems += _machine(located)
     resolved: dict[str, modules.Resolved] = {}
-    if facts is not None:
+    if config is not None and facts is not None:
+        located = _settled(located, config, facts, checks)
         resolved = _modules(located, facts, checks)
         checks.problems += _against_model(located, facts)
     batch, rows_per_step = _batches(located)
@@ -121,8 +122,8 @@ def check(search: SearchFile, root: RootPaths, near: Path) -> Prepared:
     checks.run(root.check_writable)
     if checks.problems or facts is None or prepared is None or rungs is None:
         raise InvalidInput(checks.problems)
-    notes = (*prepared[1].notes, *_notes(located, facts, rungs, max(rows_per_step)))
-    return Prepared(located, search.model.name, facts, resolved, prepared[0], prepared[1], rungs, notes)
+    notes = (*prepared[1].notes, *checks.notes, *_notes(located, rungs, max(rows_per_step)))
+    return Prepared(located, facts, resolved, prepared[0], prepared[1], rungs, notes)
 
 
 class _Checks:
@@ -130,6 +131,7 @@ class _Checks:
 
     def __init__(self) -> None:
         self.problems: list[Problem] = []
+        self.notes: list[str] = []
 
     def run(self, work: Callable[[], T]) -> T | None:
         """The result, or None where it found problems."""
@@ -158,9 +160,35 @@ def locate_paths(search: SearchFile, near: Path) -> SearchFile:
     return search.model_copy(update={"model": model, "data": data})
 
 
+def _settled(search: SearchFile, config: Any, facts: models.ModelFacts, checks: _Checks) -> SearchFile:
+    """Pin a hub model to the commit that was checked, and fold choices that are one on this model."""
+    commit = getattr(config, "_commit_hash", None)
+    if commit:
+        search = search.model_copy(update={"model": search.model.model_copy(update={"revision": commit})})
+    biases = values_of(search.space.bias)
+    if not facts.has_bias and biases != ["none"]:
+        checks.notes.append(f"the model has no biases, so bias {', '.join(biases)} is one choice: none")
+        search = search.model_copy(update={"space": search.space.model_copy(update={"bias": "none"})})
+    elif set(biases) != {"none"}:
+        for index, quantization in enumerate(values_of(search.space.quantization)):
+            if models.compute_dtype(quantization, models.device()) == torch.float16:
+                message = f"{quantization} computes in float16 here, in which biases cannot be trained; set bias: none"
+                checks.problems.append(Problem(("space", "quantization", index), message))
+    return search
+
+
 def _machine(search: SearchFile) -> list[Problem]:
     on = models.device()
     problems = []
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if search.resources.cpus_per_trial > cores:
+        message = f"{search.resources.cpus_per_trial} is more than the {cores} cores of this machine"
+        problems.append(Problem(("resources", "cpus_per_trial"), message))
+    gpus, wanted = torch.cuda.device_count(), search.resources.gpus_per_trial or 0
+    if on.type == "cuda" and wanted > gpus:
+        problems.append(
+            Problem(("resources", "gpus_per_trial"), f"{wanted:g} is more than the {gpus} GPUs of this machine")
+        )
     for index, quantization in enumerate(values_of(search.space.quantization)):
         reason = models.cannot_run(quantization, on)
         if reason:
@@ -224,16 +252,13 @@ def _batches(search: SearchFile) -> tuple[int, list[int]]:
     return max(batches), sorted({batch * times for batch in batches for times in accumulations})
 
 
-def _notes(search: SearchFile, facts: models.ModelFacts, rungs: tuple[int, ...], rows_per_step: int) -> list[str]:
+def _notes(search: SearchFile, rungs: tuple[int, ...], rows_per_step: int) -> list[str]:
     notes = []
     gpu = models.device().type == "cuda"
     if search.resources.gpus_per_trial is not None and not gpu:
         notes.append(
             "no GPU on this machine: trials run on CPU cores, and peak VRAM is the count of live tensor storages"
         )
-    biases = values_of(search.space.bias)
-    if not facts.has_bias and len(biases) > 1:
-        notes.append(f"the model has no biases, so bias {', '.join(biases)} train the same parameters")
     if not gpu and "fp16" in values_of(search.space.quantization):
         notes.append("fp16 products are emulated on a CPU, several times slower than bf16")
     warmups = values_of(search.space.warmup) if search.space.warmup is not None else [search.training.warmup]

@@ -150,8 +150,9 @@ class LiveTable:
 
     def render(self) -> Group:
         """The picture of this moment."""
-        running = {n: row for n, row in self._rows.items() if row.outcome is None}
-        ended = {n: row for n, row in self._rows.items() if row.outcome is not None}
+        rows = dict(self._rows)  # drawn in another thread than the one that adds rows
+        running = {n: row for n, row in rows.items() if row.outcome is None}
+        ended = {n: row for n, row in rows.items() if row.outcome is not None}
         best = {n: row for n, row in ended.items() if n in self._front_so_far(ended)}
         table = Table(title=self._headline(running, ended), title_justify="left", **COMPACT)
         for name in ("trial", "configuration", "rows", "perplexity", "VRAM GiB", "state"):

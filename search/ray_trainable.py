@@ -6,6 +6,7 @@ Thin: all work is `lorafront.trainables`. A trial's own failure is a report, so 
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,6 @@ from lorafront.trainables.trial import Trial, TrialFolder
 
 NUMBER, FOLDER, CONFIG, ENGINE = "number", "folder", "config", "engine"
 REPORT = "report"
-ENGINES = ("process", "toy")
 
 
 class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # Ray is untyped
@@ -37,6 +37,7 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # Ray is untyped
         report = self._trial.next_rung()
         if report.outcome is not None and report.outcome.is_failure:
             self._bases = None  # whatever broke may have left the base in pieces
+            _check_device()
         # As text: Ray Tune flattens nested results on their way to the searcher.
         return {REPORT: json.dumps(report.as_json()), "done": report.outcome is not None}
 
@@ -58,6 +59,13 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # Ray is untyped
             self._bases = BaseCache()
         trial = TrialConfig.model_validate(config[CONFIG])
         return lambda: open_session(trial, self._bases)
+
+
+def _check_device() -> None:
+    """Raise where CUDA is broken for this process, so that Ray ends it; the trial's result file is written already."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        torch.cuda.synchronize()
 
 
 def _toy(config: dict[str, Any]) -> Any:

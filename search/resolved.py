@@ -7,7 +7,7 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from lorafront.search.mlflow_tracker import open_tracking
+from lorafront.search.mlflow_tracker import open_tracking, shown
 from lorafront.search.paths import RootPaths
 from lorafront.search.preflight import Prepared
 
@@ -37,6 +37,8 @@ def resolved_text(prepared: Prepared, root: RootPaths) -> str:
     )
     lines.append(f"rungs: {', '.join(map(str, prepared.rungs))} training rows")
     tracking = open_tracking(search, root)
-    lines.append(f"MLflow: {tracking.uri} ({tracking.source})" + (f"; {tracking.problem}" if tracking.problem else ""))
+    lines.append(
+        f"MLflow: {shown(tracking.uri)} ({tracking.source})" + (f"; {tracking.problem}" if tracking.problem else "")
+    )
     lines += [f"note: {note}" for note in prepared.notes]
     return stream.getvalue() + "\n" + "\n".join(f"# {line}" for line in lines)

@@ -10,6 +10,7 @@ import lorafront.search.environment  # isort: skip  # noqa: F401  # before Ray a
 
 import contextlib
 import logging
+import os
 import shutil
 import signal
 import tempfile
@@ -21,17 +22,19 @@ from lorafront.search import mlflow_tracker
 from lorafront.search.front import as_json, front_of
 from lorafront.search.ownership import owned
 from lorafront.search.paths import RootPaths, SearchPaths
-from lorafront.search.progress import Observer, Silent
+from lorafront.search.progress import Observer, Silent, last_line
 from lorafront.search.search_file import SearchFile
 from lorafront.search.study_table import StudyTable, read_study
 from lorafront.spaces.errors import Incomplete, InvalidInput, Problem, SearchExists
 from lorafront.trainables.checkpoint import write_json, write_text
+from lorafront.trainables.outcome import Outcome
 
 if TYPE_CHECKING:
     from lorafront.search.preflight import Prepared
     from lorafront.search.study import StudyLedger
     from lorafront.spaces.lora import LoraConfiguration
 
+SOCKET_ROOM = 20  # characters of a temporary folder; Ray puts sockets below it, whose names have a limit of 107
 MAX_WORKER_LOSSES = 2  # a trial whose worker died is started again so often, from its last checkpoint
 
 
@@ -64,9 +67,7 @@ def run_search(
         from lorafront.search.preflight import check
 
         prepared = check(search, root, near or Path.cwd())
-        tracking = mlflow_tracker.open_tracking(prepared.search, root)
-        if tracking.problem and prepared.search.tracking.required:
-            raise InvalidInput([Problem(("tracking", "uri"), tracking.problem)])
+        tracking = _tracking(prepared.search, root)
         write_text(paths.search_yaml, text or search.model_dump_json(indent=2, exclude_none=True))
         prepared.store()
         return _drive(prepared, paths, observer or Silent(), tracking, engine, create=True)
@@ -87,14 +88,14 @@ def resume_search(
 
         prepared = check(read_study(paths.study_db).search, root, paths.folder)
         prepared.store()
-        return _drive(
-            prepared,
-            paths,
-            observer or Silent(),
-            mlflow_tracker.open_tracking(prepared.search, root),
-            engine,
-            create=False,
-        )
+        return _drive(prepared, paths, observer or Silent(), _tracking(prepared.search, root), engine, create=False)
+
+
+def _tracking(search: SearchFile, root: RootPaths) -> mlflow_tracker.Tracking:
+    tracking = mlflow_tracker.open_tracking(search, root)
+    if tracking.problem and search.tracking.required:
+        raise InvalidInput([Problem(("tracking", "uri"), tracking.problem)])
+    return tracking
 
 
 def refuse_existing(paths: SearchPaths) -> None:
@@ -146,17 +147,20 @@ def _drive(
     from lorafront.search.study import StudyLedger
 
     ledger = StudyLedger(paths.study_db, prepared.search, create=create)
-    epoch = ledger.begin_epoch()
-    ledger.note(prepared.notes)
+    ledger.keep_data(prepared.token_file.name, prepared.rungs)
     unfinished = _reconcile(ledger, paths)
+    spent = ledger.recorded >= prepared.search.budget.trials
+    epoch = ledger.epoch if spent else ledger.begin_epoch()
+    if not spent:
+        ledger.note(prepared.notes)
     observer.begun(prepared.search, prepared.rungs, ledger.recorded)
     try:
         for note in prepared.notes:
             observer.said(note)
         if tracking.problem:
             observer.said(f"{tracking.problem}; its runs are written when it answers again")
-        with mlflow_tracker.following(tracking, paths):
-            if ledger.recorded < prepared.search.budget.trials:
+        with mlflow_tracker.following(tracking, paths, observer.said):
+            if not spent:
                 _tune(prepared, paths, ledger, observer, unfinished, epoch, engine)
             table = read_study(paths.study_db)
             write_front(table, paths)
@@ -175,9 +179,11 @@ def _reconcile(ledger: StudyLedger, paths: SearchPaths) -> list[tuple[int, LoraC
     unfinished = []
     epochs = {trial.number: trial.epoch for trial in read_study(paths.study_db).running}
     for number, lora in ledger.running():
-        result = paths.trial(number, epochs.get(number, 0)).read_result()
-        if result is not None:
-            ledger.tell(number, result)
+        reports = paths.trial(number, epochs.get(number, 0)).read_reports()
+        if reports:
+            for report in reports if reports[-1].outcome is Outcome.COMPLETE else reports[:-1]:
+                ledger.record_rung(number, report)
+            ledger.tell(number, reports[-1])
         else:
             unfinished.append((number, lora))
     return unfinished
@@ -213,7 +219,7 @@ def _tune(
         }
 
     searcher = OptunaSearcher(
-        ledger, dispatch, lambda number: paths.trial(number, epoch).read_result(), observer, unfinished=unfinished
+        ledger, dispatch, lambda number: paths.trial(number, epoch).read_reports(), observer, unfinished=unfinished
     )
     with ray_cluster() as scratch:
         tuner = tune.Tuner(
@@ -234,7 +240,12 @@ def _tune(
                 checkpoint_config=CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
             ),
         )
-        tuner.fit()
+        try:
+            tuner.fit()
+        except tune.TuneError as error:  # the study could not be written, or Ray itself broke
+            raise Incomplete(
+                f"the search stopped: {last_line(str(error))}; mend that and go on with: lorafront resume {paths.name}"
+            ) from error
     if searcher.exhausted:
         observer.said("the space has no more configurations to try; the search ends before its budget")
 
@@ -264,7 +275,8 @@ def ray_cluster() -> Iterator[Path]:
     """
     import ray
 
-    scratch = Path(tempfile.mkdtemp(prefix="lf-"))  # short: Ray puts sockets below it, and their names have a limit
+    short = "/tmp" if len(tempfile.gettempdir()) > SOCKET_ROOM and os.path.isdir("/tmp") else None  # noqa: S108, PTH112
+    scratch = Path(tempfile.mkdtemp(prefix="lf-", dir=short))
     started = not ray.is_initialized()
     try:
         if started:

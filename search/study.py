@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import sqlite3
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,7 @@ class StudyLedger:
             directions = [objective.direction for objective in search.objective_list]
             if create:
                 self.study = optuna.create_study(storage=self.storage, study_name=STUDY, directions=directions)
+                self.study.set_user_attr(study_table.UID, uuid.uuid4().hex)
                 self.study.set_user_attr(study_table.SEARCH, search.model_dump(mode="json"))
             else:
                 self.study = optuna.load_study(storage=self.storage, study_name=STUDY)
@@ -81,6 +83,22 @@ class StudyLedger:
     def note(self, notes: tuple[str, ...]) -> None:
         """Keep what the user should know about the data."""
         self.study.set_user_attr(study_table.NOTES, list(notes))
+
+    def keep_data(self, token_file: str, rungs: tuple[int, ...]) -> None:
+        """Keep which token rows and rungs the trials see; a driver that goes on must see the same.
+
+        Raises:
+            StateUnreadable: the data, the tokenizer or the rungs are not those that the search began with.
+        """
+        found = {"tokens": token_file, "rungs": list(rungs)}
+        kept = self.study.user_attrs.get(study_table.DATA)
+        if kept is None:
+            self.study.set_user_attr(study_table.DATA, found)
+        elif kept != found:
+            raise StateUnreadable(
+                "the data, its tokenizer or the rungs changed since the search began, so new trials would not compare "
+                f"with old ones (began with {kept}, found {found}); restore them, or start a search of another name"
+            )
 
     def note_base(self, quantization: str, perplexity: float) -> None:
         """Keep the perplexity of a bare base."""
@@ -120,16 +138,15 @@ class StudyLedger:
         finally:
             self.study.sampler = sampler
 
-    def configuration(self, number: int) -> LoraConfiguration:
-        """What a trial trains."""
-        return self.configurations[number]
-
     def started(self, number: int) -> None:
         """Note which epoch a trial belongs to."""
         self._set(number, study_table.EPOCH, self.epoch)
 
     def record_rung(self, number: int, report: Report) -> None:
         """Store what a trial reported at a rung."""
+        base, quantization = report.measurements.get("base_perplexity"), self.configurations[number].quantization
+        if base is not None and quantization not in self.bases:
+            self.note_base(quantization, base)
         self._set(number, f"{study_table.RUNG}{report.rows}", report.as_json())
 
     def tell(self, number: int, report: Report) -> Report:

@@ -23,7 +23,7 @@ from lorafront.trainables.trial import Report
 
 # Names of the attributes that the driver writes (search/study.py).
 CONFIGURATION, EPOCH, RUNG, OUTCOME, RESULT = "configuration", "epoch", "rung:", "outcome", "result"
-SEARCH, NOTES, BASE = "search", "notes", "base_perplexity"
+SEARCH, NOTES, BASE, UID, DATA = "search", "notes", "base_perplexity", "uid", "data"
 
 
 @dataclass(frozen=True)
@@ -70,12 +70,21 @@ class TrialRecord:
 
 @dataclass(frozen=True)
 class StudyTable:
-    """A whole study at one moment."""
+    """A whole study at one moment.
+
+    Attributes:
+        search: the file, resolved.
+        trials: by number.
+        base_perplexity: of the bare base, by quantization.
+        notes: what the user should know about the data.
+        uid: of this search alone, whatever its name; MLflow runs are found by it.
+    """
 
     search: SearchFile
     trials: tuple[TrialRecord, ...]
     base_perplexity: dict[str, float]
     notes: tuple[str, ...]
+    uid: str = ""
 
     @cached_property
     def counted(self) -> tuple[TrialRecord, ...]:
@@ -113,7 +122,8 @@ def read_study(path: Path) -> StudyTable:
     base = {
         key.removeprefix(f"{BASE}:"): json.loads(value) for key, value in attributes.items() if key.startswith(BASE)
     }
-    return StudyTable(search, trials, base, tuple(json.loads(attributes.get(NOTES, "[]"))))
+    uid = json.loads(attributes.get(UID, '""'))
+    return StudyTable(search, trials, base, tuple(json.loads(attributes.get(NOTES, "[]"))), uid)
 
 
 @contextmanager

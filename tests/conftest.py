@@ -82,7 +82,6 @@ def make_trial(
         return TrialConfig(
             task="causal_lm",
             model=tiny_model,
-            data=data_config,
             training=TrainingConfig(rows=rungs[-1], **(training or {})),
             lora=configuration,
             targets=modules.resolve(configuration.modules, list(facts.linears)).targets,

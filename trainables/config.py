@@ -109,7 +109,6 @@ class TrialConfig(Section):
 
     task: str
     model: ModelConfig
-    data: DataConfig
     training: TrainingConfig
     lora: LoraConfiguration
     targets: tuple[str, ...] = Field(description="PEFT target modules, resolved for this model")

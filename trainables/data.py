@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
+import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -153,7 +153,7 @@ def prepare(
         InvalidInput: too few rows are left.
     """
     file = folder / f"{_fingerprint(data, task, tokenizer, raw)}.safetensors"
-    tokens = load(file) if file.is_file() else _encode(data, task, tokenizer, raw)
+    tokens = _cached(file) or _encode(data, task, tokenizer, raw)
     problems = [
         Problem(
             ("data",),
@@ -246,10 +246,23 @@ def store(file: Path, tokens: TokenData) -> None:
         for name, rows in (("train", tokens.train), ("evaluation", tokens.evaluation))
         for field in ("ids", "offsets", "masked")
     }
-    handle, aside = tempfile.mkstemp(dir=file.parent, suffix=".tmp")
-    os.close(handle)
-    save_file(arrays, aside, metadata={"pad_id": str(tokens.pad_id), "notes": json.dumps(tokens.notes)})
-    Path(aside).replace(file)
+    aside = file.with_name(f"{file.name}.tmp-{uuid.uuid4().hex[:8]}")
+    try:
+        save_file(arrays, aside, metadata={"pad_id": str(tokens.pad_id), "notes": json.dumps(tokens.notes)})
+        with aside.open("rb") as stream:
+            os.fsync(stream.fileno())
+        aside.replace(file)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def _cached(file: Path) -> TokenData | None:
+    """The cache's content; None where there is none that can be read, which is then removed."""
+    try:
+        return load(file) if file.is_file() else None
+    except safetensors.SafetensorError:
+        file.unlink()
+        return None
 
 
 def load(file: Path) -> TokenData:

@@ -22,7 +22,8 @@ def mean_nll(model: PreTrainedModel, task: Task, data: TokenData, batch_size: in
     with stock PEFT will. Sums are float64.
     """
     rows = data.evaluation
-    order = sorted(range(len(rows)), key=lambda i: -int(rows.lengths[i]))
+    lengths = rows.lengths
+    order = sorted(range(len(rows)), key=lambda i: -int(lengths[i]))
     was_training = model.training
     model.eval()
     total, targets = 0.0, 0

@@ -30,7 +30,8 @@ class Memory:
     Attributes:
         allocated: tensors alive at once.
         reserved: what the allocator held from the device; equal to allocated where there is no such allocator.
-        process: all that the process held on the device; on a CPU its resident memory, libraries included.
+        process: all that the process held on the device, by NVML (reserved where NVML hides processes); on a CPU its
+            resident memory, libraries included.
         source: `cuda_allocator` or `cpu_live_storages`.
     """
 
@@ -65,10 +66,8 @@ def measure_peak(
         torch.cuda.reset_peak_memory_stats(on)
         work()
         torch.cuda.synchronize(on)
-        free, total = torch.cuda.mem_get_info(on)
         reserved = torch.cuda.max_memory_reserved(on)
-        used_by_us = _process_bytes(on)
-        return Memory(torch.cuda.max_memory_allocated(on), reserved, used_by_us or total - free, CUDA)
+        return Memory(torch.cuda.max_memory_allocated(on), reserved, _process_bytes(on) or reserved, CUDA)
     with LiveStorages(resident()) as live:
         work()
     return Memory(live.peak, live.peak, psutil.Process().memory_info().rss, CPU)
@@ -80,7 +79,8 @@ def _process_bytes(on: torch.device) -> int:
 
     try:
         pynvml.nvmlInit()
-        handle = pynvml.nvmlDeviceGetHandleByIndex(on.index or 0)
+        uuid = torch.cuda.get_device_properties(on).uuid  # an index would ignore CUDA_VISIBLE_DEVICES
+        handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}")
         mine = psutil.Process().pid
         return sum(p.usedGpuMemory or 0 for p in pynvml.nvmlDeviceGetComputeRunningProcesses(handle) if p.pid == mine)
     except pynvml.NVMLError:

@@ -36,7 +36,7 @@ class ModelFacts:
         linears: name to (inputs, outputs) of every linear module, the head included.
         positions: longest input that the model takes; None where it does not say.
         vocabulary: rows of the token embedding.
-        has_bias: True where a linear module has a bias.
+        has_bias: True where a module has a bias that PEFT can train.
         parameters: number of parameters, tied ones once.
     """
 
@@ -131,7 +131,8 @@ def _load(model: ModelConfig, auto_class: Any) -> Any:
         if "trust_remote_code" in str(error):
             message = f"{model.name} needs code from its repository, which lorafront does not run"
         else:
-            message = unreachable("model folder", model.name, error)
+            own = str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
+            message = unreachable("model folder", model.name, error) if place is None else f"{model.name}: {own}"
         raise InvalidInput([Problem(("model",), message)]) from error
 
 
@@ -146,27 +147,35 @@ def _check_folder(place: Path) -> None:
 
 
 def model_facts(config: PretrainedConfig, task: Task) -> ModelFacts:
-    """Build the model on the meta device (no weights, no memory) and read what a space needs."""
-    with torch.device("meta"):
-        model = task.auto_class().from_config(config)
-    linears = dict(_linears(model))
+    """Build the model on the meta device (no weights, no memory) and read what a space needs.
+
+    Raises:
+        InvalidInput: the model is not of the kind that the task trains.
+    """
+    try:
+        with torch.device("meta"):
+            model = task.auto_class().from_config(config)
+    except ValueError as error:
+        raise InvalidInput(
+            [Problem(("task",), f"a model of type {config.model_type} cannot be trained for {task.name}")]
+        ) from error
     return ModelFacts(
-        linears={name: shape for name, (shape, _) in linears.items()},
+        linears=dict(_linears(model)),
         positions=getattr(config.get_text_config(), "max_position_embeddings", None),
         vocabulary=model.get_input_embeddings().weight.shape[0],
-        has_bias=any(has_bias for _, has_bias in linears.values()),
+        has_bias=any("bias" in name for name, _ in model.named_parameters()),
         parameters=sum(p.numel() for p in model.parameters()),
     )
 
 
-def _linears(model: torch.nn.Module) -> Iterator[tuple[str, tuple[tuple[int, int], bool]]]:
+def _linears(model: torch.nn.Module) -> Iterator[tuple[str, tuple[int, int]]]:
     from transformers.pytorch_utils import Conv1D
 
     for name, module in model.named_modules():
         if isinstance(module, torch.nn.Linear):
-            yield name, ((module.in_features, module.out_features), module.bias is not None)
+            yield name, (module.in_features, module.out_features)
         elif isinstance(module, Conv1D):  # GPT-2's linear, stored transposed
-            yield name, ((module.weight.shape[0], module.weight.shape[1]), True)
+            yield name, (module.weight.shape[0], module.weight.shape[1])
 
 
 class FrozenBase:
@@ -212,12 +221,8 @@ class FrozenBase:
         """Put a fresh adapter on the base; returns PEFT's model over the same weights."""
         lora = config.lora
         if lora.bias != "none":
-            self._biases = {
-                name: p.detach().clone() for name, p in self.model.named_parameters() if name.endswith("bias")
-            }
-        peft_model = get_peft_model(
-            self.model, lora_config(lora, config.targets, self.task.peft_type, config.model.name)
-        )
+            self._biases = {name: p.detach().clone() for name, p in self.model.named_parameters() if "bias" in name}
+        peft_model = get_peft_model(self.model, lora_config(lora, config.targets, self.task.peft_type, config.model))
         _seed_adapter(peft_model, config.seed)
         if config.training.gradient_checkpointing:
             self.model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -266,7 +271,7 @@ def base_key(model: ModelConfig, task: Task, quantization: str) -> tuple[str, ..
     return (task.name, model.name, model.revision or "", model.attention, quantization)
 
 
-def lora_config(lora: LoraConfiguration, targets: tuple[str, ...], task_type: str, model_name: str) -> LoraConfig:
+def lora_config(lora: LoraConfiguration, targets: tuple[str, ...], task_type: str, model: ModelConfig) -> LoraConfig:
     """PEFT's own configuration of an adapter."""
     return LoraConfig(
         r=lora.rank,
@@ -275,7 +280,8 @@ def lora_config(lora: LoraConfiguration, targets: tuple[str, ...], task_type: st
         target_modules=list(targets),
         bias=lora.bias,
         task_type=task_type,
-        base_model_name_or_path=model_name,
+        base_model_name_or_path=model.name,
+        revision=model.revision,
     )
 
 

@@ -1,7 +1,7 @@
 """Stock PEFT fine-tuning, read from top to bottom: the reference that every other engine must equal.
 
-Guarantees: seeded (the same seed on the same machine gives the same losses to the last digit, on a fresh process or a
-reused one); peak memory is measured on the largest batch of the data. Trades away speed: one configuration per pass.
+Guarantees: seeded (on a CPU the same seed gives the same losses to the last digit, in a fresh process or a reused one);
+peak memory is measured on the largest batch of the data. Trades away speed: one configuration per pass.
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ from lorafront.trainables.task import task_named
 if TYPE_CHECKING:
     from lorafront.trainables.config import TrialConfig
 
+# Our names to those of `transformers.get_scheduler`, whose plain `constant` has no warm-up.
+SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
 ADAPTER, OPTIMIZER, STATE = "adapter", "optimizer.safetensors", "state.json"
 Batch = dict[str, torch.Tensor]
 
@@ -123,7 +125,7 @@ class PeftSession:
 
     def save(self, folder: Path) -> None:
         """Write adapter (an ordinary PEFT folder), optimizer state, and position."""
-        self.model.save_pretrained(str(folder / ADAPTER))
+        self.model.save_pretrained(str(folder / ADAPTER), save_embedding_layers=False)  # else PEFT asks the hub
         leaves = dict(_leaves(self.optimizer.state_dict()["state"], ()))
         # Cloned, because bitsandbytes shares one table between states and safetensors keeps none twice.
         tensors = {k: v.detach().cpu().clone() for k, v in leaves.items() if isinstance(v, torch.Tensor)}
@@ -185,7 +187,7 @@ class PeftSession:
             self.trained, lr=lora.learning_rate, weight_decay=lora.weight_decay
         )
         self.schedule = get_scheduler(
-            lora.scheduler,
+            SCHEDULES[lora.scheduler],
             self.optimizer,
             num_warmup_steps=round(lora.warmup * self.total_steps),
             num_training_steps=self.total_steps,
@@ -199,7 +201,7 @@ class PeftSession:
         The second step is the one with optimizer state. Measured here and not while training, so that the number does
         not depend on which rows happened to come, and costs nothing later.
         """
-        before = [p.detach().clone() for p in self.trained]
+        before = [p.detach().to("cpu", copy=True) for p in self.trained]  # on a GPU they would count
         largest = [self._largest_batch()] * min(2, self.config.lora.gradient_accumulation)
 
         def two_steps() -> None:
@@ -218,7 +220,8 @@ class PeftSession:
         """The batch with the longest row that this trial will see."""
         rows = self.data.train
         seen = list(islice(row_order(len(rows), self.config.seed), self.total_steps * self.config.rows_per_step))
-        longest = max(range(len(seen)), key=lambda i: int(rows.lengths[seen[i]]))
+        lengths = rows.lengths
+        longest = max(range(len(seen)), key=lambda i: int(lengths[seen[i]]))
         start = longest // self.batch_size * self.batch_size
         return self.task.collate(rows, seen[start : start + self.batch_size], self.data.pad_id)
 

@@ -1,11 +1,13 @@
 """Raw rows from a file, a folder or the hub: where they lie, which split they are, and that they are what they say.
 
-Local text and JSON lines are read strictly (UTF-8, line numbers in messages): a library would replace broken bytes and
-train on them. Folders, CSV, Parquet and hub names go through `datasets`.
+Local text, JSON lines and CSV are read strictly (UTF-8, line numbers in messages): a library would replace broken bytes
+and train on them. Parquet and hub names go through `datasets`.
 """
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +18,7 @@ from lorafront.trainables.hub import hub_answers, local_folder_or_file, unreacha
 
 TEXT_SUFFIXES = frozenset({".txt", ".text", ".md", ".rst"})
 JSON_SUFFIXES = frozenset({".jsonl", ".ndjson", ".json"})
-TABLE_BUILDERS = {".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
+CSV_SUFFIXES = frozenset({".csv", ".tsv"})
 SPLITS = {"train": "train", "valid": "eval", "validation": "eval", "dev": "eval", "eval": "eval", "test": "test"}
 
 
@@ -56,7 +58,7 @@ def read_data(name: str, key: str, config_name: str | None = None, revision: str
         elif place.is_dir():
             data = _from_folder(place)
         else:
-            data = RawData(*_one_split(read_file(place)), source=str(name), columns=[])
+            data = RawData(read_file(place), None, str(name), [])
     except InvalidInput as error:
         raise InvalidInput([Problem(("data", key), problem.message) for problem in error.problems]) from error
     if not data.train:
@@ -64,17 +66,15 @@ def read_data(name: str, key: str, config_name: str | None = None, revision: str
     return RawData(data.train, data.evaluation, str(name), list(data.train[0]))
 
 
-def _one_split(rows: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], None]:
-    return rows, None
-
-
 def read_file(path: Path) -> list[dict[str, Any]]:
     """Rows of one local file, by its suffix. A text file is one row with the column `text`."""
     suffix = path.suffix.lower()
     if suffix in JSON_SUFFIXES:
         return _json_rows(path)
-    if suffix in TABLE_BUILDERS:
-        return _table_rows(path)
+    if suffix in CSV_SUFFIXES:
+        return _csv_rows(path)
+    if suffix == ".parquet":
+        return _parquet_rows(path)
     text = _utf8(path)
     return [{"text": text}] if text.strip() else []
 
@@ -117,32 +117,36 @@ def _parse(text: str, path: Path, line: int) -> Any:
         raise InvalidInput(f"{path}, {where}: malformed JSON ({error.msg})") from error
 
 
-def _table_rows(path: Path) -> list[dict[str, Any]]:
+def _csv_rows(path: Path) -> list[dict[str, Any]]:
+    """Every cell is text; a row with more or fewer cells than the header is refused."""
+    separator = "\t" if path.suffix.lower() == ".tsv" else ","
+    reader = csv.DictReader(io.StringIO(_utf8(path)), delimiter=separator, strict=True)
+    try:
+        rows: list[dict[str, Any]] = []
+        for row in reader:
+            if None in row or None in row.values():
+                raise InvalidInput(
+                    f"{path}, line {reader.line_num}: the header names {len(reader.fieldnames or [])} columns"
+                )
+            rows.append(row)
+    except csv.Error as error:
+        raise InvalidInput(f"{path}, line {reader.line_num}: {error}") from error
+    return rows
+
+
+def _parquet_rows(path: Path) -> list[dict[str, Any]]:
     import datasets
-
-    suffix = path.suffix.lower()
-    if suffix != ".parquet":
-        _utf8(path)
-        table = datasets.Dataset.from_pandas(_read_csv(path, "\t" if suffix == ".tsv" else ","), preserve_index=False)
-    else:
-        import pyarrow.parquet
-
-        table = datasets.Dataset(pyarrow.parquet.read_table(path))
-    return list(table)
-
-
-def _read_csv(path: Path, separator: str) -> Any:
-    import pandas as pd
+    import pyarrow.parquet
 
     try:
-        return pd.read_csv(path, sep=separator, keep_default_na=False)
-    except (pd.errors.ParserError, pd.errors.EmptyDataError) as error:
-        raise InvalidInput(f"{path}: {error}") from error
+        return list(datasets.Dataset(pyarrow.parquet.read_table(path)))
+    except (pyarrow.ArrowInvalid, OSError) as error:
+        raise InvalidInput(f"{path} cannot be read as Parquet: {error}") from error
 
 
 def _from_folder(folder: Path) -> RawData:
     """Files named after a split are that split (`train*`, `valid*`, `dev*`, `test*`); others are for training."""
-    known = TEXT_SUFFIXES | JSON_SUFFIXES | frozenset(TABLE_BUILDERS)
+    known = TEXT_SUFFIXES | JSON_SUFFIXES | CSV_SUFFIXES | {".parquet"}
     files = sorted(path for path in folder.iterdir() if path.suffix.lower() in known)
     files = [path for path in files if path.stem.lower() not in {"readme", "license", "dataset_info", "dataset_dict"}]
     if not files:
@@ -167,9 +171,9 @@ def _from_hub(name: str, config_name: str | None, revision: str | None) -> RawDa
         datasets.config.HF_HUB_OFFLINE = True  # the cache or nothing, at once
     try:
         loaded = datasets.load_dataset(name, config_name, revision=revision)
-    except (OSError, ValueError, RuntimeError) as error:  # what datasets and its hub client raise, by their docs
+    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         raise InvalidInput(unreachable("data set", name, error)) from error
     splits = {split: list(rows) for split, rows in loaded.items()}
-    train = splits.get("train") or next(iter(splits.values()))
-    evaluation = next((splits[split] for split in ("validation", "test") if split in splits), None)
-    return RawData(train, evaluation, name, [])
+    trained_on = "train" if "train" in splits else next(iter(splits))
+    named = [split for split in ("validation", "test") if split in splits and split != trained_on]
+    return RawData(splits[trained_on], splits[named[0]] if named else None, name, [])

@@ -6,6 +6,7 @@ A trial that is started again in a folder goes on from its last checkpoint that 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import shutil
@@ -81,16 +82,18 @@ class TrialFolder:
         found = [(p.name.removeprefix("ckpt-"), p) for p in self.path.glob("ckpt-*") if ASIDE not in p.name]
         return sorted(((int(rows), path) for rows, path in found if rows.isdigit()), reverse=True)
 
-    def read_result(self) -> Report | None:
-        """The final report, or None where the trial has not ended.
+    def read_reports(self) -> list[Report]:
+        """All that an ended trial reported, the final report last; nothing where it has not ended.
 
         Raises:
             StateUnreadable: the file is there and cannot be read.
         """
         try:
-            return Report.from_json(json.loads(self.result.read_text(encoding="utf-8")))
+            raw = json.loads(self.result.read_text(encoding="utf-8"))
+            final = Report.from_json(raw)
+            return [*(r for r in map(Report.from_json, raw["history"]) if r.rows < final.rows), final]
         except FileNotFoundError:
-            return None
+            return []
         except (OSError, ValueError, KeyError) as error:
             raise StateUnreadable(
                 f"{self.result} cannot be read ({error}); move it away to train this trial again"
@@ -110,6 +113,9 @@ class Trial:
 
     def next_rung(self) -> Report:
         """Train to the next rung and report. A failure is a report too: this never raises for the trial's own fault."""
+        ended = self.folder.read_reports()
+        if ended:  # a worker died after it wrote this
+            return ended[-1]
         try:
             report = self._advance()
         except Exception as error:  # noqa: BLE001  # the worker's outermost line: whatever a trial throws is its outcome
@@ -156,8 +162,11 @@ class Trial:
         return None
 
     def _finish(self, report: Report) -> None:
-        write_json(self.folder.result, {**report.as_json(), "history": self.history})
-        if report.outcome is not None and report.outcome.is_failure:
+        failed = report.outcome is not None and report.outcome.is_failure
+        # On a full disk the report of that failure cannot be written either; it still reaches the driver.
+        with contextlib.suppress(OSError) if failed else contextlib.nullcontext():
+            write_json(self.folder.result, {**report.as_json(), "history": self.history})
+        if failed:
             self._session = None  # whatever broke may break again in close(); the worker drops the base as well
         self.close()
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 from dataclasses import replace
@@ -23,7 +25,7 @@ from lorafront.search.paths import RootPaths
 from lorafront.search.run import resume_search, run_search
 from lorafront.search.search_file import SearchFile, parse_search
 from lorafront.search.study_table import StudyTable, read_study
-from lorafront.spaces.errors import InvalidInput, SearchExists
+from lorafront.spaces.errors import InvalidInput, SearchExists, StateUnreadable
 from lorafront.trainables.outcome import Outcome
 
 
@@ -253,6 +255,62 @@ def test_a_small_space_ends_early(ray_session: None, text_file: Path, tmp_path: 
              "learning_rate": 1e-3}  # fmt: skip
     table = run_search(search_for("small", text_file, space=space), RootPaths(tmp_path), engine="toy")
     assert sorted(trial.lora.rank for trial in table.counted if trial.lora) == [2, 4]
+
+
+def test_a_new_search_under_an_old_name_gets_its_own_runs(ray_session: None, text_file: Path, tmp_path: Path) -> None:
+    """A search whose folder was removed leaves its MLflow runs alone, and the next one of that name has its own."""
+    from mlflow import MlflowClient
+
+    root = RootPaths(tmp_path)
+    for seed in (0, 1):
+        run_search(search_for("again", text_file, seed=seed), root, engine="toy")
+        shutil.rmtree(root.search("again").folder)
+    client = MlflowClient(tracking_uri=f"sqlite:///{root.mlflow_db.absolute()}")
+    experiment = client.get_experiment_by_name("again")
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id])
+    parents = {run.info.run_id: run.data.params["seed"] for run in runs if "lorafront.trial" not in run.data.tags}
+    assert sorted(parents.values()) == ["0", "1"]
+    children = [run.data.tags["mlflow.parentRunId"] for run in runs if "lorafront.trial" in run.data.tags]
+    assert sorted(children.count(parent) for parent in parents) == [6, 6]
+
+
+def test_resuming_on_other_data_is_refused(ray_session: None, text_file: Path, tmp_path: Path) -> None:
+    """A search whose data changed under it is not continued: its trials would not compare."""
+    mine = tmp_path / "mine.txt"
+    mine.write_text(text_file.read_text())
+    root = RootPaths(tmp_path / "root")
+    run_search(search_for("moved", mine), root, engine="toy")
+    mine.write_text(text_file.read_text().replace("the", "thy"))
+    with pytest.raises(StateUnreadable, match="changed since the search began"):
+        resume_search("moved", root, engine="toy")
+
+
+def test_a_result_that_nobody_heard_of_is_told_with_its_rungs(
+    ray_session: None, text_file: Path, tmp_path: Path
+) -> None:
+    """A trial that finished while no driver lived is told from its file on resume, with its rungs, and not run again."""
+    root = RootPaths(tmp_path)
+    search = search_for("unheard", text_file)
+    run_search(search, root, engine="toy")
+    paths = root.search("unheard")
+    with sqlite3.connect(paths.study_db) as database:  # as if the driver had died before it told trial 5
+        database.execute("UPDATE trials SET state = 'RUNNING', datetime_complete = NULL WHERE number = 5")
+        (trial_id,) = database.execute("SELECT trial_id FROM trials WHERE number = 5").fetchone()
+        database.execute(
+            "DELETE FROM trial_user_attributes "
+            "WHERE trial_id = ? AND (key LIKE 'rung:%' OR key IN ('outcome', 'result'))",
+            (trial_id,),
+        )
+        database.execute("DELETE FROM trial_values WHERE trial_id = ?", (trial_id,))
+    database.close()
+    result = paths.trial(5, 1).result
+    written = result.stat().st_mtime_ns
+    table = resume_search("unheard", root, engine="toy")
+    assert table.trials[5].outcome is Outcome.COMPLETE
+    assert [report.rows for report in table.trials[5].rungs] == [16, 32]
+    assert result.stat().st_mtime_ns == written
+    assert len(table.counted) == 6
 
 
 DRIVER = [sys.executable, "-m", "lorafront.search.cli"]

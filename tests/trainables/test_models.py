@@ -78,7 +78,6 @@ def test_detaching_leaves_the_base_bit_identical(
     trial = TrialConfig(
         task="causal_lm",
         model=phi,
-        data=data_config,
         training=TrainingConfig(rows=16, gradient_checkpointing=bias == "all"),
         lora=lora(bias=bias, quantization=quantization, learning_rate=1e-2),
         targets=("q_proj", "dense"),

@@ -56,7 +56,7 @@ def test_reports_at_every_rung_and_leaves_its_result(tmp_path: Path) -> None:
     reports = run(Trial(toy, RUNGS, folder))
     assert [report.rows for report in reports] == list(RUNGS)
     assert [report.outcome for report in reports] == [None, None, Outcome.COMPLETE]
-    assert folder.read_result() == reports[-1]
+    assert folder.read_reports() == [*reports[:-1], reports[-1]]
     assert [rows for rows, _ in folder.checkpoints()] == [40]
 
 
@@ -112,7 +112,7 @@ def test_a_failure_is_a_report_with_its_reason(tmp_path: Path, error: BaseExcept
     assert last.outcome is outcome
     assert outcome.is_failure
     assert str(error).splitlines()[0:1] == last.error.splitlines()[-1].partition(": ")[2].splitlines() or not str(error)
-    assert folder.read_result() == last
+    assert folder.read_reports()[-1] == last
 
 
 def test_divergence_is_an_outcome(tmp_path: Path) -> None:
@@ -120,8 +120,7 @@ def test_divergence_is_an_outcome(tmp_path: Path) -> None:
     folder = TrialFolder(tmp_path / "trial")
     reports = run(Trial(lambda: Diverging(lora()), RUNGS, folder))
     assert [report.outcome for report in reports] == [None, Outcome.DIVERGED]
-    stored = folder.read_result()
-    assert stored is not None
+    stored = folder.read_reports()[-1]
     assert stored.measurements["eval_loss"] is None
 
 
