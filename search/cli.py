@@ -110,7 +110,7 @@ def list_searches(root: Root = None, as_json: Json = False) -> None:
     from lorafront.search.study_table import read_study
 
     paths = _root(root)
-    rows = []
+    rows: list[dict[str, Any]] = []
     for name in paths.names():
         try:
             table = read_study(paths.search(name).study_db)

@@ -289,7 +289,7 @@ def test_resuming_on_other_data_is_refused(ray_session: None, text_file: Path, t
 def test_a_result_that_nobody_heard_of_is_told_with_its_rungs(
     ray_session: None, text_file: Path, tmp_path: Path
 ) -> None:
-    """A trial that finished while no driver lived is told from its file on resume, with its rungs, and not run again."""
+    """A trial that finished while no driver lived is told from its file on resume, rungs included, and not run."""
     root = RootPaths(tmp_path)
     search = search_for("unheard", text_file)
     run_search(search, root, engine="toy")
