@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from moocore import is_nondominated
@@ -21,22 +21,40 @@ def front(
     trials: Sequence[TrialRecord], objectives: Sequence[Objective], limits: tuple[Limit, ...]
 ) -> list[TrialRecord]:
     """Non-dominated, feasible, complete trials, best first on the first objective, then by number."""
-    candidates = [trial for trial in trials if trial.state == "COMPLETE" and feasible(limits, trial.measurements)]
-    candidates = [trial for trial in candidates if all(map(math.isfinite, values(trial, objectives)))]
-    if not candidates:
-        return []
-    points = np.array([values(trial, objectives) for trial in candidates], dtype=float)
-    kept = is_nondominated(points, maximise=[o.direction == "maximize" for o in objectives], keep_weakly=True)
-    members = [trial for trial, keep in zip(candidates, kept, strict=True) if keep]
+    kept = undominated({t.number: t.measurements for t in trials if t.state == "COMPLETE"}, objectives, limits)
+    members = [trial for trial in trials if trial.number in kept]
     first = objectives[0]
     sign = -1 if first.direction == "maximize" else 1
     return sorted(members, key=lambda trial: (sign * values(trial, [first])[0], trial.number))
 
 
+def undominated(
+    measured: Mapping[int, Mapping[str, object]], objectives: Sequence[Objective], limits: tuple[Limit, ...]
+) -> set[int]:
+    """Numbers of the trials within the limits that no other one beats; all of these trials are complete."""
+    points = {
+        number: [_number(measurements.get(objective.name)) for objective in objectives]
+        for number, measurements in measured.items()
+        if feasible(limits, measurements)
+    }
+    points = {number: point for number, point in points.items() if all(map(math.isfinite, point))}
+    if not points:
+        return set()
+    kept = is_nondominated(
+        np.array(list(points.values()), dtype=float),
+        maximise=[objective.direction == "maximize" for objective in objectives],
+        keep_weakly=True,
+    )
+    return {number for number, keep in zip(points, kept, strict=True) if keep}
+
+
+def _number(value: object) -> float:
+    return float(value) if isinstance(value, (int, float)) else math.nan
+
+
 def values(trial: TrialRecord, objectives: Sequence[Objective]) -> list[float]:
     """The objectives of one trial; NaN where it has no number."""
-    found = (trial.measurements.get(objective.name) for objective in objectives)
-    return [float(value) if isinstance(value, (int, float)) else math.nan for value in found]
+    return [_number(trial.measurements.get(objective.name)) for objective in objectives]
 
 
 def front_of(table: StudyTable) -> list[TrialRecord]:

@@ -54,7 +54,7 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]  # Ray is untyped
         self._queue = list(unfinished)
         self._running: dict[str, int] = {}
         self._clock = clock
-        self._started = clock()
+        self._started = clock() - ledger.lived  # `hours` are those of all drivers together
 
     def __getstate__(self) -> dict[str, Any]:
         """Ray pickles the searcher into files that we never read: the study is the state."""
@@ -107,4 +107,5 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]  # Ray is untyped
                 self.ledger.record_rung(number, rung)
         if report.outcome is Outcome.COMPLETE:
             self.ledger.record_rung(number, report)
+        self.ledger.keep_lived(self._clock() - self._started)
         self.observer.reported(number, self.ledger.tell(number, report))

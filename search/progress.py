@@ -15,6 +15,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from lorafront.search.front import undominated
 from lorafront.search.search_file import SearchFile
 from lorafront.search.tables import COMPACT
 from lorafront.spaces.lora import LoraConfiguration
@@ -153,7 +154,8 @@ class LiveTable:
         rows = dict(self._rows)  # drawn in another thread than the one that adds rows
         running = {n: row for n, row in rows.items() if row.outcome is None}
         ended = {n: row for n, row in rows.items() if row.outcome is not None}
-        best = {n: row for n, row in ended.items() if n in self._front_so_far(ended)}
+        members = self._front_so_far(ended)
+        best = {n: row for n, row in ended.items() if n in members}
         table = Table(title=self._headline(running, ended), title_justify="left", **COMPACT)
         for name in ("trial", "configuration", "rows", "perplexity", "VRAM GiB", "state"):
             table.add_column(name, justify="left" if name in {"configuration", "state"} else "right", overflow="fold")
@@ -181,22 +183,10 @@ class LiveTable:
         )
 
     def _front_so_far(self, ended: dict[int, _Row]) -> set[int]:
-        import numpy as np
-        from moocore import is_nondominated
-
-        objectives = self._search.objective_list
-        limits = self._search.limits
         complete = {
-            n: row.report.measurements
-            for n, row in ended.items()
-            if row.outcome is Outcome.COMPLETE and row.report is not None
-            and all(limit.holds(row.report.measurements.get(limit.name, float("nan"))) for limit in limits)
-        }  # fmt: skip
-        if not complete:
-            return set()
-        points = np.array([[m[o.name] for o in objectives] for m in complete.values()], dtype=float)
-        kept = is_nondominated(points, maximise=[o.direction == "maximize" for o in objectives], keep_weakly=True)
-        return {n for n, keep in zip(complete, kept, strict=True) if keep}
+            n: row.report.measurements for n, row in ended.items() if row.outcome is Outcome.COMPLETE and row.report
+        }
+        return undominated(complete, self._search.objective_list, self._search.limits)
 
     def _add(self, table: Table, number: int, row: _Row, state: str) -> None:
         table.add_row(

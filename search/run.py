@@ -198,11 +198,10 @@ def _tune(
     epoch: int,
     engine: str,
 ) -> None:
-    from ray import tune
-    from ray.tune import CheckpointConfig, FailureConfig, RunConfig, TuneConfig
+    from ray.tune import TuneError
 
     from lorafront.search.optuna_searcher import OptunaSearcher
-    from lorafront.search.ray_trainable import CONFIG, ENGINE, FOLDER, NUMBER, TrialTrainable
+    from lorafront.search.ray_trainable import CONFIG, ENGINE, FOLDER, NUMBER
 
     # A trial goes on in the folder of the epoch that began it, so that its checkpoints are found.
     begun = {trial.number: trial.epoch for trial in read_study(paths.study_db).running if trial.epoch}
@@ -222,32 +221,42 @@ def _tune(
         ledger, dispatch, lambda number: paths.trial(number, epoch).read_reports(), observer, unfinished=unfinished
     )
     with ray_cluster() as scratch:
-        tuner = tune.Tuner(
-            tune.with_resources(TrialTrainable, resources_per_trial(prepared.search)),
-            tune_config=TuneConfig(
-                metric="training_iteration",
-                mode="max",
-                search_alg=searcher,
-                num_samples=-1,
-                max_concurrent_trials=prepared.search.resources.max_concurrent,
-                reuse_actors=True,
-            ),
-            run_config=RunConfig(
-                name="tune",
-                storage_path=str(scratch),
-                verbose=0,
-                failure_config=FailureConfig(max_failures=MAX_WORKER_LOSSES),
-                checkpoint_config=CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
-            ),
-        )
+        tuner = _tuner(searcher, prepared.search, scratch)
         try:
             tuner.fit()
-        except tune.TuneError as error:  # the study could not be written, or Ray itself broke
+        except TuneError as error:  # the study could not be written, or Ray itself broke
             raise Incomplete(
                 f"the search stopped: {last_line(str(error))}; mend that and go on with: lorafront resume {paths.name}"
             ) from error
     if searcher.exhausted:
         observer.said("the space has no more configurations to try; the search ends before its budget")
+
+
+def _tuner(searcher: Any, search: SearchFile, scratch: Path) -> Any:
+    """Ray Tune, told to reuse actors, to start a lost worker again, and to keep nothing that anybody would read."""
+    from ray import tune
+    from ray.tune import CheckpointConfig, FailureConfig, RunConfig, TuneConfig
+
+    from lorafront.search.ray_trainable import TrialTrainable
+
+    return tune.Tuner(
+        tune.with_resources(TrialTrainable, resources_per_trial(search)),
+        tune_config=TuneConfig(
+            metric="training_iteration",
+            mode="max",
+            search_alg=searcher,
+            num_samples=-1,
+            max_concurrent_trials=search.resources.max_concurrent,
+            reuse_actors=True,
+        ),
+        run_config=RunConfig(
+            name="tune",
+            storage_path=str(scratch),
+            verbose=0,
+            failure_config=FailureConfig(max_failures=MAX_WORKER_LOSSES),
+            checkpoint_config=CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
+        ),
+    )
 
 
 def _adopt(old: Path, new: Path) -> None:

@@ -84,6 +84,15 @@ class StudyLedger:
         """Keep what the user should know about the data."""
         self.study.set_user_attr(study_table.NOTES, list(notes))
 
+    @property
+    def lived(self) -> float:
+        """Seconds that drivers have lived, as of the last trial that ended."""
+        return float(self.study.user_attrs.get(study_table.LIVED, 0.0))
+
+    def keep_lived(self, seconds: float) -> None:
+        """See `lived`."""
+        self.study.set_user_attr(study_table.LIVED, seconds)
+
     def keep_data(self, token_file: str, rungs: tuple[int, ...]) -> None:
         """Keep which token rows and rungs the trials see; a driver that goes on must see the same.
 

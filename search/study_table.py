@@ -24,6 +24,7 @@ from lorafront.trainables.trial import Report
 # Names of the attributes that the driver writes (search/study.py).
 CONFIGURATION, EPOCH, RUNG, OUTCOME, RESULT = "configuration", "epoch", "rung:", "outcome", "result"
 SEARCH, NOTES, BASE, UID, DATA = "search", "notes", "base_perplexity", "uid", "data"
+LIVED = "lived_seconds"
 
 
 @dataclass(frozen=True)
