@@ -117,7 +117,9 @@ def check(search: SearchFile, root: RootPaths, near: Path) -> Prepared:
     if prepared is not None:
         token_rows = len(prepared[1].train)
         rungs = checks.run(
-            lambda: ladder(total_rows(located.training, token_rows, rows_per_step), located.training.rungs)
+            lambda: ladder(
+                total_rows(located.training, token_rows, rows_per_step), located.training.rungs, max(rows_per_step)
+            )
         )
     checks.run(root.check_writable)
     if checks.problems or facts is None or prepared is None or rungs is None:

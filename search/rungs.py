@@ -11,17 +11,20 @@ from lorafront.spaces.errors import InvalidInput, Problem
 from lorafront.trainables.config import TrainingConfig
 
 
-def ladder(rows: int, rungs: int | Sequence[int]) -> tuple[int, ...]:
+def ladder(rows: int, rungs: int | Sequence[int], step: int = 1) -> tuple[int, ...]:
     """The rungs of a training over `rows` rows.
 
-    A number of rungs too large for the rows gives fewer; a list must end at or before `rows`, which is added.
+    Args:
+        rows: training rows at full fidelity.
+        rungs: how many, or the rows of each; a list must end at or before `rows`, which is added.
+        step: rows of an optimizer step. A number of rungs gives fewer where the first ones would lie below a step.
 
     Raises:
         InvalidInput: a rung lies beyond the end.
     """
     if isinstance(rungs, int):
         halves = [rows]
-        while len(halves) < rungs and halves[-1] > 1:
+        while len(halves) < rungs and halves[-1] // 2 >= step:
             halves.append(halves[-1] // 2)
         return tuple(reversed(halves))
     if rungs[-1] > rows:

@@ -77,3 +77,11 @@ def test_steps_of_different_sizes_are_no_length():
     with pytest.raises(InvalidInput, match="give rows or epochs") as caught:
         total_rows(TrainingConfig(steps=5), 70, [8, 16])
     assert caught.value.problems[0].path == ("training", "steps")
+
+
+@given(st.integers(1, 10_000), st.integers(1, 16), st.integers(1, 64))
+def test_a_number_of_rungs_gives_none_below_a_step(rows: int, rungs: int, step: int) -> None:
+    """Every rung but the last one lets a trial take at least one optimizer step, and each comes after another one."""
+    found = ladder(rows, rungs, step)
+    assert found[-1] == rows
+    assert all(rung >= step for rung in found[:-1])
