@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lorafront.spaces.errors import InvalidInput, LorafrontError, NoFront, StateUnreadable
+from lorafront.spaces.errors import InvalidInput, LorafrontError, NoFront, SearchOwned, StateUnreadable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -108,6 +108,7 @@ def list_searches(root: Root = None, as_json: Json = False) -> None:
     """List the searches."""
     from lorafront.search.front import front_of
     from lorafront.search.study_table import read_study
+    from lorafront.search.tables import short
 
     paths = _root(root)
     rows: list[dict[str, Any]] = []
@@ -124,7 +125,7 @@ def list_searches(root: Root = None, as_json: Json = False) -> None:
                 "budget": table.search.budget.trials,
                 "running": len(table.running),
                 "front": len(front_of(table)),
-                "model": table.search.model.name,
+                "model": short(table.search.model.name),
             }
         )
     if as_json:
@@ -138,9 +139,10 @@ def list_searches(root: Root = None, as_json: Json = False) -> None:
 @app.command()
 def status(name: Name, root: Root = None, as_json: Json = False) -> None:
     """Show every trial of a search and where it stands."""
+    from lorafront.search.ownership import owned
     from lorafront.search.tables import summary, trials_table
 
-    table, _ = _study(name, root)
+    table, paths = _study(name, root)
     if as_json:
         rows = [
             {
@@ -158,6 +160,12 @@ def status(name: Name, root: Root = None, as_json: Json = False) -> None:
         return
     _console().print(trials_table(table))
     typer.echo(summary(table))
+    if len(table.counted) < table.search.budget.trials:
+        try:
+            with owned(paths):
+                typer.echo(f"no process runs this search; go on with: lorafront resume {name}")
+        except SearchOwned:
+            typer.echo("a process runs this search now")
 
 
 @app.command()

@@ -108,7 +108,7 @@ def _export_trial(table: StudyTable, trial: TrialRecord, paths: SearchPaths, out
         "train_rows": trial.last.rows, "seed": table.search.seed,
     }  # fmt: skip
     write_json(out / "lorafront.json", numbers)
-    write_text(out / "README.md", _readme(table, trial, model))
+    write_text(out / "README.md", _readme(table, trial, model, Path(out.name) if out.is_absolute() else out))
     return out
 
 
@@ -143,13 +143,13 @@ def _numbers(table: StudyTable, trial: TrialRecord) -> list[str]:
     return [f"| {o.label} | {number(value, o)} {o.unit} |" for value, o in pairs]
 
 
-def _readme(table: StudyTable, trial: TrialRecord, model: str) -> str:
+def _readme(table: StudyTable, trial: TrialRecord, model: str, folder: Path) -> str:
     lora, measured = trial.lora, trial.measurements
     if lora is None:
         return ""
     dtype = str(measured["compute_dtype"])
     quantized = bitsandbytes_arguments(lora.quantization, dtype) is not None
-    load = 'BitsAndBytesConfig(**json.load(open("bitsandbytes_config.json")))' if quantized else "None"
+    load = 'BitsAndBytesConfig(**json.loads((here / "bitsandbytes_config.json").read_text()))' if quantized else "None"
     base = measured.get("base_perplexity")
     lines = [
         f"# Trial {trial.number} of lorafront search {table.search.name}",
@@ -166,12 +166,17 @@ def _readme(table: StudyTable, trial: TrialRecord, model: str) -> str:
         "",
         "```python",
         "import json, torch",
+        "from pathlib import Path",
         "from peft import PeftModel",
         "from transformers import AutoModelForCausalLM, BitsAndBytesConfig",
         "",
-        f"base = AutoModelForCausalLM.from_pretrained({model!r}, dtype=torch.{dtype},",
-        f"                                            quantization_config={load})",
-        'model = PeftModel.from_pretrained(base, ".")',
+        f'here = Path("{folder.as_posix()}")  # this folder',
+        "base = AutoModelForCausalLM.from_pretrained(",
+        f"    {model!r},  # the model as the search file names it",
+        f"    dtype=torch.{dtype},",
+        f"    quantization_config={load},",
+        ")",
+        "model = PeftModel.from_pretrained(base, here).eval()",
         "```",
     ]
     return "\n".join(lines) + "\n"

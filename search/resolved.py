@@ -20,7 +20,7 @@ def resolved_text(prepared: Prepared, root: RootPaths) -> str:
     stream = io.StringIO()
     yaml = YAML()
     yaml.default_flow_style = None
-    yaml.width = 100
+    yaml.width = 76
     yaml.dump(data, stream)
     size, continuous = search.space.size()
     facts = prepared.facts

@@ -14,6 +14,7 @@ import os
 import shutil
 import signal
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -153,15 +154,16 @@ def _drive(
     epoch = ledger.epoch if spent else ledger.begin_epoch()
     if not spent:
         ledger.note(prepared.notes)
+    stop = threading.Event()
     observer.begun(prepared.search, prepared.rungs, ledger.recorded)
     try:
         for note in prepared.notes:
             observer.said(note)
         if tracking.problem:
             observer.said(f"{tracking.problem}; its runs are written when it answers again")
-        with mlflow_tracker.following(tracking, paths, observer.said):
+        with interruptible(stop, observer), mlflow_tracker.following(tracking, paths, observer.said):
             if not spent:
-                _tune(prepared, paths, ledger, observer, unfinished, epoch, engine)
+                _tune(prepared, paths, ledger, observer, unfinished, epoch, engine, stop)
             table = read_study(paths.study_db)
             write_front(table, paths)
     except KeyboardInterrupt:
@@ -197,6 +199,7 @@ def _tune(
     unfinished: list[tuple[int, LoraConfiguration]],
     epoch: int,
     engine: str,
+    stop: threading.Event,
 ) -> None:
     from ray.tune import TuneError
 
@@ -207,6 +210,8 @@ def _tune(
     begun = {trial.number: trial.epoch for trial in read_study(paths.study_db).running if trial.epoch}
 
     def dispatch(number: int, lora: LoraConfiguration) -> dict[str, Any]:
+        if stop.is_set():
+            raise KeyboardInterrupt  # the first one fell into a callback, where Python drops exceptions
         folder = paths.trial(number, epoch).path
         if number in begun and begun[number] != epoch:
             _adopt(paths.trial(number, begun[number]).path, folder)
@@ -220,7 +225,7 @@ def _tune(
     searcher = OptunaSearcher(
         ledger, dispatch, lambda number: paths.trial(number, epoch).read_reports(), observer, unfinished=unfinished
     )
-    with ray_cluster() as scratch:
+    with ray_cluster() as scratch, interruptible(stop, observer):  # again, because ray.init sets its own
         tuner = _tuner(searcher, prepared.search, scratch)
         try:
             tuner.fit()
@@ -298,7 +303,6 @@ def ray_cluster() -> Iterator[Path]:
                 _temp_dir=str(scratch / "ray"),
                 _node_ip_address="127.0.0.1",
             )
-        signal.signal(signal.SIGTERM, _interrupt)  # after ray.init, which sets its own
         for name in ("ray", "ray.tune", "ray.train"):
             logging.getLogger(name).setLevel(logging.CRITICAL)  # what went wrong with a trial is told by the observer
         yield scratch / "tune"
@@ -308,9 +312,24 @@ def ray_cluster() -> Iterator[Path]:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _interrupt(_number: int, _frame: object) -> None:
-    """SIGTERM is Ctrl-C: the study is closed properly and `resume` goes on."""
-    raise KeyboardInterrupt
+@contextlib.contextmanager
+def interruptible(stop: threading.Event, observer: Observer) -> Iterator[None]:
+    """Ctrl-C and SIGTERM both raise KeyboardInterrupt while the block runs, and set `stop` in case it gets lost."""
+
+    def interrupt(_number: int, _frame: object) -> None:
+        stop.set()
+        observer.said("stopping; what runs is kept for `lorafront resume`")
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield  # signals belong to the main thread, and so to whoever called us
+        return
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def write_front(table: StudyTable, paths: SearchPaths) -> None:

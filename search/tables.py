@@ -6,6 +6,7 @@ import csv
 import io
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -115,9 +116,9 @@ def summary(table: StudyTable, *, markdown: bool = False) -> str:
     members = front_of(table)
     objectives = table.search.objective_list
     ends = Counter(trial.outcome for trial in table.counted)
-    lines = [
-        f"{table.search.name}: {len(table.counted)} trials of {table.search.model.name} on {table.search.data.path}"
-    ]
+    model, data = short(table.search.model.name), short(table.search.data.path)
+    recorded = f"{len(table.counted)} of {table.search.budget.trials} trials recorded"
+    lines = [f"{table.search.name}: {recorded}; {model} on {data}"]
     lines += [f"{count} x {outcome.value}" for outcome, count in ends.most_common() if outcome is not None]
     if table.base_perplexity:
         base = ", ".join(f"{name} {value:.2f}" for name, value in sorted(table.base_perplexity.items()))
@@ -131,6 +132,11 @@ def summary(table: StudyTable, *, markdown: bool = False) -> str:
         lines.append(f"trial {trial.number}: {trial.lora.label if trial.lora else ''} ({shown})")
     lines.append(f"export: lorafront export {table.search.name} --out DIR")
     return "\n".join(f"- {line}" for line in lines) if markdown else "\n".join(lines)
+
+
+def short(name: str) -> str:
+    """The last part of an absolute path; other names as they are."""
+    return Path(name).name if Path(name).is_absolute() else name
 
 
 def trials_table(table: StudyTable) -> Table:

@@ -159,7 +159,7 @@ def test_csv_keeps_negative_numbers_numbers():
 def test_summary_counts_the_ends_and_names_the_front(table):
     """A summary says what was searched, how trials ended, what the bare base scores, and the front."""
     assert summary(table).splitlines() == [
-        "phi2-alpaca: 5 trials of microsoft/phi-2 on tatsu-lab/alpaca",
+        "phi2-alpaca: 5 of 32 trials recorded; microsoft/phi-2 on tatsu-lab/alpaca",
         "3 x finished at full fidelity",
         "1 x stopped early: others were ahead at the same rung",
         "1 x ran out of GPU memory",
