@@ -316,6 +316,14 @@ def test_a_result_that_nobody_heard_of_is_told_with_its_rungs(
 DRIVER = [sys.executable, "-m", "lorafront.search.cli"]
 
 
+def start(root: Path, data: dict[str, Any]) -> subprocess.Popen[str]:
+    file = root / "search.yaml"
+    file.write_text(json.dumps(data))
+    command = [*DRIVER, "run", str(file), "--root", str(root)]
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    return subprocess.Popen(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment)
+
+
 def resume(root: Path) -> subprocess.CompletedProcess[str]:
     command = [*DRIVER, "resume", "crash", "--root", str(root)]
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=200)
@@ -338,12 +346,8 @@ def training_workers(driver: int) -> list[psutil.Process]:
 @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM])
 def test_a_search_survives_its_driver(text_file: Path, tmp_path: Path, end: signal.Signals) -> None:
     """After a killed or ended driver, resume keeps what finished and runs the rest once, under the same numbers."""
-    file = tmp_path / "search.yaml"
-    file.write_text(json.dumps(search_data("crash", text_file, training={"rows": 128, "rungs": 3, "batch_size": 4})))
-    command = [*DRIVER, "run", str(file), "--root", str(tmp_path)]
-    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
-    with subprocess.Popen(
-        command, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment
+    with start(
+        tmp_path, search_data("crash", text_file, training={"rows": 128, "rungs": 3, "batch_size": 4})
     ) as driver:
         wait_for_line(driver, "finished at full fidelity")
         workers = training_workers(driver.pid)
@@ -371,14 +375,8 @@ def test_a_search_survives_its_driver(text_file: Path, tmp_path: Path, end: sign
 
 def test_a_search_survives_its_workers(text_file: Path, tmp_path: Path) -> None:
     """A trial whose worker is killed goes on from its last rung under its number, and costs no budget."""
-    file = tmp_path / "search.yaml"
     data = search_data("crash", text_file, training={"rows": 128, "rungs": 4, "batch_size": 4}, budget={"trials": 3})
-    file.write_text(json.dumps(data))
-    command = [*DRIVER, "run", str(file), "--root", str(tmp_path)]
-    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
-    with subprocess.Popen(
-        command, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment
-    ) as driver:
+    with start(tmp_path, data) as driver:
         wait_for_line(driver, "at 32 of 128 rows")
         for worker in training_workers(driver.pid):
             worker.kill()
