@@ -296,15 +296,14 @@ def _observer() -> Observer:
 def _conclude(table: StudyTable, root: RootPaths, seconds: float) -> None:
     """The end of a run: what came out, where it lies, and what to do with it."""
     from lorafront.search.front import front_of
-    from lorafront.search.tables import front_table
+    from lorafront.search.tables import front_table, reference_lines
 
     paths = root.search(table.search.name)
     members = front_of(table)
     if members:
         _console().print(front_table(table, members))
-    base = ", ".join(f"{name} {value:.2f}" for name, value in sorted(table.base_perplexity.items()))
-    if base:
-        typer.echo(f"perplexity of the bare base: {base}")
+    for line in reference_lines(table):
+        typer.echo(line)
     typer.echo(f"{len(table.counted)} trials recorded; this run took {seconds // 60:.0f} min {seconds % 60:.0f} s")
     failed = [trial for trial in table.counted if trial.outcome is not None and trial.outcome.is_failure]
     for trial in failed[:5]:

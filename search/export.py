@@ -1,8 +1,8 @@
 """Configurations as files that PEFT and transformers load, one folder per trial and an index of all.
 
-A folder holds `adapter_config.json` and `adapter_model.safetensors` (an ordinary PEFT adapter),
-`bitsandbytes_config.json` where the base is quantized, `training_arguments.json` in the names of transformers, and a
-README with its numbers.
+A folder holds `adapter_config.json` and `adapter_model.safetensors` (an ordinary PEFT adapter, with the head where one
+is trained), `bitsandbytes_config.json` where the base is quantized, `model_arguments.json` where the base needs some
+(names of labels), `training_arguments.json` in the names of transformers, and a README with its numbers.
 No absolute path and no credential leaves with it.
 """
 
@@ -21,7 +21,6 @@ from lorafront.search.tables import front_csv, number
 from lorafront.search.yaml_file import read_yaml
 from lorafront.spaces.errors import InvalidInput, NoFront, StateUnreadable
 from lorafront.spaces.lora import LoraConfiguration
-from lorafront.spaces.quantization import bitsandbytes_arguments
 from lorafront.trainables.checkpoint import read_manifest, write_json, write_text
 
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
@@ -95,9 +94,13 @@ def _export_trial(table: StudyTable, trial: TrialRecord, paths: SearchPaths, out
         {**config, "base_model_name_or_path": model, "target_modules": sorted(config["target_modules"])},
     )
     dtype = str(trial.measurements["compute_dtype"])
-    bits = bitsandbytes_arguments(trial.lora.quantization, dtype)
-    if bits is not None:
-        write_json(out / "bitsandbytes_config.json", bits)
+    base = json.loads((checkpoint / "base.json").read_text(encoding="utf-8"))
+    for name, content in (
+        ("bitsandbytes_config.json", base["bitsandbytes"]),
+        ("model_arguments.json", base["arguments"]),
+    ):
+        if content:
+            write_json(out / name, content)
     on_cpu = trial.measurements.get("peak_vram_source") == "cpu_live_storages"
     write_json(
         out / "training_arguments.json", training_arguments(table, trial.lora, trial.last.rows, dtype, on_cpu=on_cpu)
@@ -108,7 +111,7 @@ def _export_trial(table: StudyTable, trial: TrialRecord, paths: SearchPaths, out
         "train_rows": trial.last.rows, "seed": table.search.seed,
     }  # fmt: skip
     write_json(out / "lorafront.json", numbers)
-    write_text(out / "README.md", _readme(table, trial, model, Path(out.name) if out.is_absolute() else out))
+    write_text(out / "README.md", _readme(table, trial, model, base, Path(out.name) if out.is_absolute() else out))
     return out
 
 
@@ -143,43 +146,57 @@ def _numbers(table: StudyTable, trial: TrialRecord) -> list[str]:
     return [f"| {o.label} | {number(value, o)} {o.unit} |" for value, o in pairs]
 
 
-def _readme(table: StudyTable, trial: TrialRecord, model: str, folder: Path) -> str:
+def _readme(table: StudyTable, trial: TrialRecord, model: str, base: dict[str, Any], folder: Path) -> str:
     lora, measured = trial.lora, trial.measurements
     if lora is None:
         return ""
-    dtype = str(measured["compute_dtype"])
-    quantized = bitsandbytes_arguments(lora.quantization, dtype) is not None
-    load = 'BitsAndBytesConfig(**json.loads((here / "bitsandbytes_config.json").read_text()))' if quantized else "None"
-    base = measured.get("base_perplexity")
+    references = [
+        f"| {name}: {o.label} | {number(found[o.name], o)} |"
+        for name, found in table.references.items()
+        for o in table.search.objective_list
+        if o.name in found and (lora.quantization in name.split() or not name.startswith("bare base"))
+    ]
     lines = [
         f"# Trial {trial.number} of lorafront search {table.search.name}",
         "",
         f"LoRA rank {lora.rank}, alpha {lora.alpha:g}, {lora.modules}, dropout {lora.dropout:.3g}, bias {lora.bias},",
-        f"learning rate {lora.learning_rate:.3g}, base {model} in {lora.quantization},",
+        f"learning rate {lora.learning_rate:.3g}, base {model} in {lora.quantization}, task {table.search.task},",
         f"{trial.last.rows if trial.last else 0} training rows, seed {table.search.seed}.",
         "",
         "| measured | |",
         "|---|---|",
         *_numbers(table, trial),
-        *([f"| perplexity of the bare base | {base:.3f} |"] if base else []),
+        *references,
         f"| source of peak VRAM | {measured.get('peak_vram_source', '')} |",
         "",
+        *_loading(model, base, str(measured["compute_dtype"]), folder),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _loading(model: str, base: dict[str, Any], dtype: str, folder: Path) -> list[str]:
+    """Lines of Python that load the base as it was trained on, and the adapter."""
+    quantized, arguments = base["bitsandbytes"], base["arguments"]
+    load = 'BitsAndBytesConfig(**json.loads((here / "bitsandbytes_config.json").read_text()))'
+    return [
         "```python",
         "import json, torch",
         "from pathlib import Path",
         "from peft import PeftModel",
-        "from transformers import AutoModelForCausalLM, BitsAndBytesConfig",
+        f"from transformers import {base['auto_class']}" + (", BitsAndBytesConfig" if quantized else ""),
         "",
         f'here = Path("{folder.as_posix()}")  # this folder',
-        "base = AutoModelForCausalLM.from_pretrained(",
+        f"base = {base['auto_class']}.from_pretrained(",
         f"    {model!r},  # the model as the search file names it",
         f"    dtype=torch.{dtype},",
-        f"    quantization_config={load},",
+        *([f"    quantization_config={load},"] if quantized else []),
+        *(['    **json.loads((here / "model_arguments.json").read_text()),'] if arguments else []),
+        *(["    ignore_mismatched_sizes=True,  # the head comes with the adapter"] if arguments else []),
         ")",
+        *([f"base.config.pad_token_id = {base['pad_token_id']}  # what fills up a batch"] if arguments else []),
         "model = PeftModel.from_pretrained(base, here).eval()",
         "```",
     ]
-    return "\n".join(lines) + "\n"
 
 
 def _index_readme(table: StudyTable, chosen: Sequence[TrialRecord], model: str) -> str:

@@ -37,11 +37,10 @@ CYCLE_SECONDS = 2.0
 RETRY_SECONDS = 20.0
 GOODBYE_SECONDS = 60.0  # the last projection may take so long before the driver leaves it to `mlflow-sync`
 SEARCH_TAG, TRIAL_TAG, UID_TAG = "lorafront.search", "lorafront.trial", "lorafront.uid"
-# What a curve shows, and what a trial has one of.
-CURVES = ("perplexity", "eval_loss", "train_loss", "grad_norm", "tokens_per_second", "train_seconds")
-ONCE = (
-    "peak_vram_gb", "peak_reserved_gb", "process_memory_gb", "trainable_params", "trainable_percent", "adapter_mb",
-    "seconds_per_epoch", "base_perplexity",
+# What a trial has one of; everything else that is a number is a curve over the rungs.
+ONCE = frozenset(
+    {"peak_vram_gb", "peak_reserved_gb", "process_memory_gb", "trainable_params", "trainable_percent", "adapter_mb",
+     "seconds_per_epoch"}
 )  # fmt: skip
 
 
@@ -217,7 +216,8 @@ class Projection:
         )
         facts = {
             "model": search.model.name, "task": search.task, "data": search.data.path, "format": search.data.format,
-            "objectives": ", ".join(search.objectives), "constraints": ", ".join(map(str, search.limits)) or "none",
+            "objectives": ", ".join(objective.name for objective in search.objective_list),
+            "constraints": ", ".join(map(str, search.limits)) or "none",
             "budget.trials": search.budget.trials, "seed": search.seed,
         }  # fmt: skip
         space = {f"space.{name}": describe(value) for name, value in search.space.parameters().items()}
@@ -288,12 +288,11 @@ def _metrics(trial: TrialRecord) -> Iterator[Any]:
 
     for index, report in enumerate(trial.rungs):
         last = index == len(trial.rungs) - 1
-        once = ONCE if last else ()
         time = _millis(trial.started) + round(1000 * (report.measurements.get("train_seconds") or 0)) + index
-        for name in (*CURVES, *once):
-            value = report.measurements.get(name)
-            if isinstance(value, (int, float)) and math.isfinite(value):
-                yield Metric(name, float(value), time, report.rows if name in CURVES else 0)
+        for name, value in report.measurements.items():
+            once = name in ONCE or name.startswith("base_")
+            if isinstance(value, (int, float)) and math.isfinite(value) and (last or not once):
+                yield Metric(name, float(value), time, 0 if once else report.rows)
 
 
 def _status(trial: TrialRecord) -> str:

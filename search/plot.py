@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from lorafront.search.front import front_of, values
 from lorafront.search.study_table import StudyTable, TrialRecord
+from lorafront.search.tables import number
 from lorafront.spaces.objectives import Objective
 
 mpl.use("Agg")
@@ -27,7 +28,7 @@ def plot_front(table: StudyTable, path: Path) -> None:
     """Write a PNG of the first two objectives; the cheaper-to-read one (memory, size) is the horizontal axis."""
     objectives = table.search.objective_list
     vertical, horizontal = (objectives[0], objectives[1])
-    if horizontal.name == "perplexity":
+    if horizontal.quality and not vertical.quality:
         vertical, horizontal = horizontal, vertical
     members = front_of(table)
     figure = Figure(figsize=(9, 5.5), dpi=150, layout="constrained")
@@ -66,8 +67,9 @@ def _trials(
 
 def _staircase(axes: Axes, members: list[TrialRecord], horizontal: Objective, vertical: Objective) -> None:
     points = sorted(values(trial, [horizontal, vertical]) for trial in members)
+    where = "pre" if horizontal.direction == "maximize" else "post"
     if points:
-        axes.step([x for x, _ in points], [y for _, y in points], where="post", color=LINE, linewidth=1.6, zorder=3)
+        axes.step([x for x, _ in points], [y for _, y in points], where=where, color=LINE, linewidth=1.6, zorder=3)
 
 
 def _labels(axes: Axes, members: list[TrialRecord], horizontal: Objective, vertical: Objective) -> None:
@@ -101,10 +103,12 @@ def _decorate(axes: Axes, table: StudyTable, horizontal: Objective, vertical: Ob
             axes.axvline(limit.bound, color=QUIET, linestyle=":", linewidth=1)
         if limit.name == vertical.name:
             axes.axhline(limit.bound, color=QUIET, linestyle=":", linewidth=1)
-    base = min(table.base_perplexity.values(), default=None)
     subtitle = f"{len(table.complete)} trials at full fidelity"
-    if base is not None and "perplexity" in table.search.objectives:
-        subtitle += f"; the bare base has perplexity {base:.1f}"
+    nothing = [measured[vertical.name] for measured in table.references.values() if vertical.name in measured]
+    if nothing:
+        best = max(nothing) if vertical.direction == "maximize" else min(nothing)
+        name = next(name for name, measured in table.references.items() if measured.get(vertical.name) == best)
+        subtitle += f"; {name}: {vertical.label} {number(best, vertical)}"
     axes.set_title(f"{table.search.name}: Pareto front\n", loc="left", fontsize=12, color=INK, fontweight="bold")
     axes.text(0, 1.02, subtitle, transform=axes.transAxes, fontsize=9, color=QUIET)
     shown = [v for trial in table.complete if (v := values(trial, [vertical])[0]) > 0]
@@ -117,4 +121,4 @@ def _decorate(axes: Axes, table: StudyTable, horizontal: Objective, vertical: Ob
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     axes.margins(x=0.12, y=0.1)
-    axes.legend(title="base stored as", frameon=False, fontsize=8.5, title_fontsize=8.5, loc="upper right")
+    axes.legend(title="base stored as", frameon=False, fontsize=8.5, title_fontsize=8.5, loc="best")

@@ -5,8 +5,9 @@
 
 from __future__ import annotations
 
+import inspect
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,11 +20,14 @@ from lorafront.search.search_file import SearchFile
 from lorafront.spaces import modules
 from lorafront.spaces.errors import InvalidInput, Problem
 from lorafront.spaces.lora import LoraConfiguration
+from lorafront.spaces.objectives import OBJECTIVES
 from lorafront.spaces.parameters import values_of
 from lorafront.trainables import models
 from lorafront.trainables.config import ModelConfig, TrialConfig
-from lorafront.trainables.data import TokenData, prepare, read, store
-from lorafront.trainables.task import task_named
+from lorafront.trainables.data import TokenData, prepare, store
+from lorafront.trainables.row_sets import read_sets
+from lorafront.trainables.task import Task, task_named
+from lorafront.trainables.user_code import is_reference, load_reference
 
 T = TypeVar("T")
 
@@ -62,7 +66,28 @@ class Prepared:
             seed=self.search.seed,
             threads=self.search.resources.cpus_per_trial,
             tokens=self.token_file,
+            labels=self.tokens.labels,
+            functions=self.search.functions,
+            code=self.search.code_folder,
         )
+
+    def canonical(self, lora: LoraConfiguration) -> LoraConfiguration:
+        """The simplest configuration that trains the same on this model."""
+        bias = self.facts.same_bias(lora.bias, self.resolved[lora.modules].names)
+        return lora if bias == lora.bias else lora.model_copy(update={"bias": bias})
+
+    def size(self) -> tuple[int, list[str]]:
+        """(number of different discrete configurations, names of the continuous parameters)."""
+        space = self.search.space
+        size, continuous = space.size()
+        biases = values_of(space.bias)
+        different = [{self.facts.same_bias(bias, found.names) for bias in biases} for found in self.resolved.values()]
+        return size // (len(different) * len(biases)) * sum(map(len, different)), continuous
+
+    def references(self) -> Mapping[str, dict[str, float]]:
+        """What doing nothing measures, as far as the data tells."""
+        task = task_named(self.search.task, self.search.code_folder)
+        return task.references(self.tokens.evaluation, self.tokens.labels)
 
     def store(self) -> None:
         """Write the token rows for the workers."""
@@ -82,20 +107,23 @@ def check(search: SearchFile, root: RootPaths, near: Path) -> Prepared:
     """
     checks = _Checks()
     located = locate_paths(search, near)
-    task = task_named(search.task)
+    code = located.code_folder
+    task = checks.run(lambda: task_named(located.task, code), "task")
     config = checks.run(lambda: models.load_config(located.model))
     tokenizer = checks.run(lambda: models.load_tokenizer(located.model)) if config is not None else None
-    facts = checks.run(lambda: models.model_facts(config, task)) if config is not None else None
+    facts = checks.run(lambda: models.model_facts(config, task)) if config is not None and task is not None else None
     checks.problems += _machine(located)
+    checks.problems += _objectives(located, task)
     resolved: dict[str, modules.Resolved] = {}
     if config is not None and facts is not None:
-        located = _settled(located, config, facts, checks)
         resolved = _modules(located, facts, checks)
+        located = _settled(located, config, facts, resolved, checks)
+        resolved = {name: resolved[name] for name in values_of(located.space.modules) if name in resolved}
         checks.problems += _against_model(located, facts)
     batch, rows_per_step = _batches(located)
     prepared = None
-    raw = checks.run(lambda: read(located.data))
-    if tokenizer is not None and raw is not None:
+    raw = checks.run(lambda: read_sets(located.data, task, code)) if task is not None else None
+    if tokenizer is not None and task is not None and raw is not None:
         prepared = checks.run(
             lambda: prepare(
                 raw,
@@ -135,12 +163,12 @@ class _Checks:
         self.problems: list[Problem] = []
         self.notes: list[str] = []
 
-    def run(self, work: Callable[[], T]) -> T | None:
-        """The result, or None where it found problems."""
+    def run(self, work: Callable[[], T], key: str = "") -> T | None:
+        """The result, or None where it found problems; `key` is theirs where they name none."""
         try:
             return work()
         except InvalidInput as error:
-            self.problems += error.problems
+            self.problems += [Problem(p.path or ((key,) if key else ()), p.message) for p in error.problems]
             return None
 
 
@@ -156,27 +184,61 @@ def locate_paths(search: SearchFile, near: Path) -> SearchFile:
         return name
 
     model = ModelConfig.model_validate({**search.model.model_dump(), "name": absolute(search.model.name)})
-    data = search.data.model_copy(
-        update={"path": absolute(search.data.path), "eval_path": absolute(search.data.eval_path)}
-    )
-    return search.model_copy(update={"model": model, "data": data})
+    data = search.data
+    also = {name: found.model_copy(update={"path": absolute(found.path)}) for name, found in data.also_evaluate.items()}
+    places = {"path": absolute(data.path), "eval_path": absolute(data.eval_path), "also_evaluate": also}
+    own = [search.task, data.format, *search.functions.values(), *(found.format for found in also.values())]
+    code = absolute(search.code) or (str(near.resolve()) if any(map(is_reference, own)) else None)
+    return search.model_copy(update={"model": model, "data": data.model_copy(update=places), "code": code})
 
 
-def _settled(search: SearchFile, config: Any, facts: models.ModelFacts, checks: _Checks) -> SearchFile:
+def _objectives(search: SearchFile, task: Task | None) -> list[Problem]:
+    """Objectives that the task does not measure, and functions that cannot be called."""
+    problems = []
+    for index, entry in enumerate(search.objectives):
+        if isinstance(entry, str):
+            qualities = [name for name, objective in OBJECTIVES.items() if objective.quality]
+            if task is not None and entry in qualities and entry not in task.quality:
+                message = f"task {search.task} does not measure {entry}, but {', '.join(task.quality)}"
+                problems.append(Problem(("objectives", index), message))
+            continue
+        try:
+            function = load_reference(entry.function, search.code_folder)
+            inspect.signature(function).bind("model", "tokenizer")
+        except InvalidInput as error:
+            problems += [Problem(("objectives", index), problem.message) for problem in error.problems]
+        except (TypeError, ValueError) as error:
+            message = f"{entry.function} must be a function of (model, tokenizer) ({error})"
+            problems.append(Problem(("objectives", index), message))
+    return problems
+
+
+def _settled(
+    search: SearchFile, config: Any, facts: models.ModelFacts, resolved: dict[str, modules.Resolved], checks: _Checks
+) -> SearchFile:
     """Pin a hub model to the commit that was checked, and fold choices that are one on this model."""
     commit = getattr(config, "_commit_hash", None)
     if commit:
         search = search.model_copy(update={"model": search.model.model_copy(update={"revision": commit})})
-    biases = values_of(search.space.bias)
-    if not facts.has_bias and biases != ["none"]:
-        checks.notes.append(f"the model has no biases, so bias {', '.join(biases)} is one choice: none")
-        search = search.model_copy(update={"space": search.space.model_copy(update={"bias": "none"})})
-    elif set(biases) != {"none"}:
-        for index, quantization in enumerate(values_of(search.space.quantization)):
-            if models.compute_dtype(quantization, models.device()) == torch.float16:
-                message = f"{quantization} computes in float16 here, in which biases cannot be trained; set bias: none"
-                checks.problems.append(Problem(("space", "quantization", index), message))
-    return search
+    first: dict[tuple[str, ...], str] = {}
+    for name, found in resolved.items():
+        kept = first.setdefault(found.names, name)
+        if kept != name:
+            checks.notes.append(f"modules {kept} and {name} are the same on this model: one choice, {kept}")
+    space = search.space
+    if len(first) < len(resolved):
+        space = space.model_copy(update={"modules": list(first.values())})
+    written = values_of(space.bias)
+    reached = {facts.same_bias(bias, names) for bias in written for names in first}
+    if first and reached != set(written):
+        different = [bias for bias in ("none", "lora_only", "all") if bias in reached]
+        reason = "" if facts.biased else "the model has no biases, so "
+        choices = f"bias {', '.join(written)} comes to {', '.join(different)}"
+        checks.notes.append(
+            f"{reason}{choices} with these modules: {'one choice' if len(reached) == 1 else 'so few choices'}"
+        )
+        space = space.model_copy(update={"bias": different if len(different) > 1 else different[0]})
+    return search.model_copy(update={"space": space})
 
 
 def _machine(search: SearchFile) -> list[Problem]:

@@ -6,7 +6,7 @@ Observers are told by the searcher, after the study has it. They keep their own 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -17,8 +17,9 @@ from rich.text import Text
 
 from lorafront.search.front import undominated
 from lorafront.search.search_file import SearchFile
-from lorafront.search.tables import COMPACT
+from lorafront.search.tables import COMPACT, cells, trial_columns
 from lorafront.spaces.lora import LoraConfiguration
+from lorafront.spaces.objectives import Objective
 from lorafront.trainables.outcome import Outcome
 from lorafront.trainables.trial import Report
 
@@ -75,6 +76,7 @@ class PlainLines:
     def begun(self, search: SearchFile, rungs: tuple[int, ...], recorded: int) -> None:
         """Name the search and its rungs."""
         self._start, self._rungs, self._budget, self._done = self._clock(), rungs, search.budget.trials, recorded
+        self._objectives = search.objective_list
         self._already = recorded
         self._say(f"search {search.name}: {self._budget} trials, rungs at {', '.join(map(str, rungs))} rows")
 
@@ -87,7 +89,7 @@ class PlainLines:
         """Its numbers, and the time left once one has ended."""
         line = f"trial {number} ({self._labels.get(number, '?')}) at {report.rows} of {self._rungs[-1]} rows"
         if report.measurements:
-            line += f": {_numbers(report)}"
+            line += f": {_numbers(report.measurements, self._objectives)}"
         if report.outcome is not None:
             self._done += report.outcome.counts
             line += f"; {report.outcome.value}"
@@ -157,11 +159,12 @@ class LiveTable:
         members = self._front_so_far(ended)
         best = {n: row for n, row in ended.items() if n in members}
         table = Table(title=self._headline(running, ended), title_justify="left", **COMPACT)
-        for name in ("trial", "configuration", "rows", "perplexity", "VRAM GiB", "state"):
-            table.add_column(name, justify="left" if name in {"configuration", "state"} else "right", overflow="fold")
+        trial_columns(table, self._search.objective_list)
         for number, row in running.items():
             self._add(table, number, row, "running" if row.report else "started")
-        for number, row in sorted(best.items(), key=lambda item: _value(item[1], "perplexity")):
+        first = self._search.objective_list[0]
+        sign = -1 if first.direction == "maximize" else 1
+        for number, row in sorted(best.items(), key=lambda item: sign * _value(item[1], first.name)):
             self._add(table, number, row, "[bold]front so far[/bold]")
         recent = [n for n in ended if n not in best][-5:]
         for number in recent:
@@ -190,8 +193,8 @@ class LiveTable:
 
     def _add(self, table: Table, number: int, row: _Row, state: str) -> None:
         table.add_row(
-            str(number), row.label, f"{row.rows}/{self._rungs[-1]}", _cell(row, "perplexity", ".2f"),
-            _cell(row, "peak_vram_gb", ".4g"), state,
+            str(number), row.label, f"{row.rows}/{self._rungs[-1]}",
+            *cells(row.report.measurements if row.report else {}, self._search.objective_list), state,
         )  # fmt: skip
 
 
@@ -199,17 +202,14 @@ def _value(row: _Row, name: str) -> float:
     return float(row.report.measurements.get(name) or 0) if row.report else 0.0
 
 
-def _cell(row: _Row, name: str, form: str) -> str:
-    value = row.report.measurements.get(name) if row.report else None
-    return "" if value is None else format(value, form)
-
-
-def _numbers(report: Report) -> str:
-    measured = report.measurements
-    perplexity, peak = measured.get("perplexity"), measured.get("peak_vram_gb")
-    parts = [f"perplexity {perplexity:.2f}"] if perplexity is not None else []
-    parts += [f"peak VRAM {peak:.4g} GiB"] if peak is not None else []
-    return ", ".join(parts)
+def _numbers(measured: Mapping[str, object], objectives: Sequence[Objective]) -> str:
+    """`perplexity 54.01, peak VRAM 0.03166 GiB`; what is not measured yet is left out."""
+    shown = [
+        f"{o.label} {text} {o.unit}".rstrip()
+        for text, o in zip(cells(measured, objectives), objectives, strict=True)
+        if text
+    ]
+    return ", ".join(shown)
 
 
 def time_left(passed: float, done: int, remaining: int) -> str:

@@ -16,16 +16,15 @@ def resolved_text(prepared: Prepared, root: RootPaths) -> str:
     """The resolved file as YAML, then the facts as comments, so that the whole is a file again."""
     search = prepared.search
     data: dict[str, Any] = search.model_dump(mode="json", exclude_none=True)
-    data["objectives"] = list(search.objectives)
     stream = io.StringIO()
     yaml = YAML()
     yaml.default_flow_style = None
     yaml.width = 76
     yaml.dump(data, stream)
-    size, continuous = search.space.size()
+    size, continuous = prepared.size()
     facts = prepared.facts
     lines = [
-        f"space: {size:,} discrete configurations"
+        f"space: {size:,} different discrete configurations"
         + (f", times continuous {', '.join(continuous)}" if continuous else "")
     ]
     lines += [f"modules {name}: {', '.join(found.targets)}" for name, found in prepared.resolved.items()]
@@ -35,6 +34,14 @@ def resolved_text(prepared: Prepared, root: RootPaths) -> str:
         f"data: {len(tokens.train)} training rows ({int(tokens.train.offsets[-1]):,} tokens), {len(tokens.evaluation)} "
         f"evaluation rows ({int(tokens.evaluation.offsets[-1]):,} tokens)"
     )
+    lines += [
+        f"second set {name}: {len(rows)} rows ({int(rows.offsets[-1]):,} tokens)" for name, rows in tokens.also.items()
+    ]
+    if tokens.labels:
+        lines.append(f"labels: {', '.join(tokens.labels)}")
+    for name, measured in prepared.references().items():
+        lines.append(f"{name}: " + ", ".join(f"{metric} {value:.4f}" for metric, value in measured.items()))
+    lines.append("objectives: " + ", ".join(f"{o.name} ({o.direction})" for o in search.objective_list))
     lines.append(f"rungs: {', '.join(map(str, prepared.rungs))} training rows")
     tracking = open_tracking(search, root)
     lines.append(

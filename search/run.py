@@ -147,8 +147,10 @@ def _drive(
 ) -> StudyTable:
     from lorafront.search.study import StudyLedger
 
-    ledger = StudyLedger(paths.study_db, prepared.search, create=create)
+    ledger = StudyLedger(paths.study_db, prepared.search, create=create, canonical=prepared.canonical)
     ledger.keep_data(prepared.token_file.name, prepared.rungs)
+    for name, measured in prepared.references().items():
+        ledger.note_reference(name, measured)
     unfinished = _reconcile(ledger, paths)
     spent = ledger.recorded >= prepared.search.budget.trials
     epoch = ledger.epoch if spent else ledger.begin_epoch()

@@ -9,21 +9,35 @@ import re
 import textwrap
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Self
 
 from annotated_types import Ge, Gt, Le
-from pydantic import BaseModel, BeforeValidator, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import ErrorDetails, PydanticCustomError
 
 from lorafront.search.paths import check_name
 from lorafront.search.yaml_file import locate, parse_yaml
 from lorafront.spaces.errors import InvalidInput, Problem, did_you_mean
 from lorafront.spaces.lora import ALPHA_FORMS, AlphaAbsolute, AlphaRatio, Count, LoraSpace
-from lorafront.spaces.objectives import OBJECTIVES, Limit, Objective, parse_limit
+from lorafront.spaces.objectives import OBJECTIVES, Direction, Limit, Objective, parse_limit, second_set_loss
 from lorafront.spaces.parameters import FORMS, Range, Real, Whole
-from lorafront.trainables.config import DataConfig, ModelConfig, Section, TrainingConfig
+from lorafront.trainables.config import DataConfig, ModelConfig, SecondSet, Section, TrainingConfig
+from lorafront.trainables.session import Measurements
+from lorafront.trainables.task import TASKS
+from lorafront.trainables.user_code import is_reference
 
 MAX_TRIALS = 100_000
+MEASURED = frozenset({*OBJECTIVES, *Measurements.__annotations__, "eval_loss"})  # names that are taken
 MAP_KEY = "[key]"  # pydantic puts it behind the key of a mapping that is wrong itself
 _SECRET = re.compile(
     r"\bhf_[A-Za-z0-9]{16,}|\bsk-[A-Za-z0-9_-]{16,}|://[^/\s:@]+:[^/\s@]+@|\bgh[opsu]_[A-Za-z0-9]{20,}|\bgithub_pat_\w{20,}"
@@ -85,16 +99,74 @@ def _name(raw: object) -> object:
         raise PydanticCustomError("rule", "{reason}", {"reason": str(error)}) from error
 
 
-def _known_measurement(name: object) -> object:
+def _known_task(name: object) -> object:
     if not isinstance(name, str):
         raise PydanticCustomError("rule", "must be text (got {value})", {"value": _short(name)})
-    if name not in OBJECTIVES:
+    if name not in TASKS and not is_reference(name):
         raise PydanticCustomError(
             "rule",
-            "unknown objective {name}; there is {known}.{hint}",
-            {"name": repr(name), "known": ", ".join(OBJECTIVES), "hint": did_you_mean(str(name), OBJECTIVES)},
+            "must be one of {known}, or your own as module:name (got {value}).{hint}",
+            {"known": ", ".join(TASKS), "value": repr(name), "hint": did_you_mean(name, TASKS)},
         )
     return name
+
+
+def _reference(name: object) -> object:
+    if not is_reference(name):
+        raise PydanticCustomError("rule", "must be module:function (got {value})", {"value": _short(name)})
+    return name
+
+
+class FunctionObjective(Section):
+    """A measurement of the user's own. In YAML `module:function` is short for one that is minimized."""
+
+    function: Annotated[str, BeforeValidator(_reference)] = Field(
+        description="module:function, called with (model, tokenizer) at the end of a trial; gives a number"
+    )
+    direction: Direction = "minimize"
+    name: Annotated[str, Field(pattern=r"^[A-Za-z_]\w{0,63}$")] = Field(
+        default="", description="none is the function's"
+    )
+    unit: str = ""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _named(cls, raw: Any) -> Any:
+        if isinstance(raw, dict) and "name" not in raw and is_reference(raw.get("function")):
+            return {**raw, "name": raw["function"].split(":")[1]}
+        return raw
+
+    @property
+    def objective(self) -> Objective:
+        """As an axis of the front."""
+        return Objective(
+            self.name, self.name.replace("_", " "), self.unit, self.direction, f"what {self.function} gives"
+        )
+
+
+def _second_losses(info: ValidationInfo) -> list[str]:
+    data = info.data.get("data")
+    return [second_set_loss(name).name for name in data.also_evaluate] if isinstance(data, DataConfig) else []
+
+
+def _known_measurement(name: object, info: ValidationInfo) -> object:
+    if not isinstance(name, str):
+        raise PydanticCustomError("rule", "must be text (got {value})", {"value": _short(name)})
+    chosen = info.data.get("objectives") or []
+    own = [entry.name for entry in chosen if isinstance(entry, FunctionObjective)]
+    known = [*OBJECTIVES, *_second_losses(info), *own]
+    if name not in known:
+        raise PydanticCustomError(
+            "rule",
+            "unknown objective {name}; there is {known}; the loss on a second set (data.also_evaluate) as "
+            "eval_NAME_loss; your own as module:function.{hint}",
+            {"name": repr(name), "known": ", ".join(known), "hint": did_you_mean(name, known)},
+        )
+    return name
+
+
+def _objective(raw: object) -> object:
+    return {"function": raw} if is_reference(raw) else raw
 
 
 def _comparison(text: object) -> object:
@@ -106,6 +178,13 @@ def _comparison(text: object) -> object:
 
 
 Measurement = Annotated[str, BeforeValidator(_known_measurement)]
+ObjectiveEntry = Annotated[
+    Annotated[Measurement, Tag("objective_name")] | Annotated[FunctionObjective, Tag("objective_function")],
+    Discriminator(lambda raw: f"objective_{'function' if isinstance(raw, (dict, FunctionObjective)) else 'name'}"),
+    BeforeValidator(_objective),
+]
+OBJECTIVE_FORMS = frozenset({"objective_name", "objective_function"})
+DEFAULT_OBJECTIVES = {"seq_cls": ["accuracy", "peak_vram_gb"]}  # other tasks begin with perplexity
 Comparison = Annotated[str, BeforeValidator(_comparison)]
 
 
@@ -114,41 +193,73 @@ class SearchFile(Section):
 
     name: Annotated[str, BeforeValidator(_name)]
     model: Annotated[ModelConfig, BeforeValidator(_model)]
-    task: Literal["causal_lm"] = "causal_lm"
+    task: Annotated[str, BeforeValidator(_known_task)] = "causal_lm"
     data: DataConfig
     space: LoraSpace = LoraSpace()
-    objectives: Annotated[list[Measurement], Field(min_length=2, max_length=4)] = Field(["perplexity", "peak_vram_gb"])
+    objectives: Annotated[list[ObjectiveEntry], Field(min_length=2, max_length=4)] = Field(
+        ["perplexity", "peak_vram_gb"]
+    )
     constraints: dict[Measurement, Comparison] = Field(default_factory=dict)
     training: TrainingConfig = TrainingConfig(epochs=1)
     budget: Budget = Budget()
     resources: Resources = Resources()
     tracking: Tracking = Tracking()
     seed: Annotated[Whole, Ge(0), Le(2**31 - 1)] = 0
+    code: str | None = Field(default=None, description="folder of your own modules; none is that of this file")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _objectives_of_the_task(cls, raw: Any) -> Any:
+        if isinstance(raw, dict) and raw.get("objectives") is None and raw.get("task") in DEFAULT_OBJECTIVES:
+            return {**raw, "objectives": DEFAULT_OBJECTIVES[raw["task"]]}
+        return raw
 
     @field_validator("objectives")
     @classmethod
-    def _objectives(cls, names: list[str]) -> list[str]:
+    def _objectives(cls, entries: list[ObjectiveEntry]) -> list[ObjectiveEntry]:
+        names = [entry if isinstance(entry, str) else entry.name for entry in entries]
         repeated = sorted({name for name in names if names.count(name) > 1})
         if repeated:
             raise PydanticCustomError("rule", "each objective once; repeated: {names}", {"names": ", ".join(repeated)})
-        return names
+        taken = [entry.name for entry in entries if not isinstance(entry, str) and entry.name in MEASURED]
+        if taken:
+            raise PydanticCustomError(
+                "rule",
+                "{name} is measured already; give the function another name: {{function: …, name: …}}",
+                {"name": taken[0]},
+            )
+        return entries
 
     @model_validator(mode="after")
     def _times_are_measured_alone(self) -> Self:
         share = self.resources.gpus_per_trial
-        if "train_seconds" in self.objectives and share is not None and share < 1:
+        timed = [objective.name for objective in self.objective_list if objective.alone]
+        if timed and share is not None and share < 1:
             raise PydanticCustomError(
                 "rule",
-                "objective train_seconds is only honest on a device of its own; set resources.gpus_per_trial to 1 "
+                "objective {name} is only honest on a device of its own; set resources.gpus_per_trial to 1 "
                 "(got {share})",
-                {"share": share},
+                {"name": timed[0], "share": share},
             )
         return self
 
     @property
     def objective_list(self) -> list[Objective]:
         """The objectives with direction and unit, in the file's order."""
-        return [OBJECTIVES[name] for name in self.objectives]
+        second = {objective.name: objective for objective in map(second_set_loss, self.data.also_evaluate)}
+        return [
+            e.objective if isinstance(e, FunctionObjective) else {**OBJECTIVES, **second}[e] for e in self.objectives
+        ]
+
+    @property
+    def functions(self) -> dict[str, str]:
+        """The user's own measurements: name to `module:function`."""
+        return {entry.name: entry.function for entry in self.objectives if isinstance(entry, FunctionObjective)}
+
+    @property
+    def code_folder(self) -> Path | None:
+        """Where the user's own modules are looked for."""
+        return Path(self.code) if self.code else None
 
     @property
     def limits(self) -> tuple[Limit, ...]:
@@ -254,11 +365,16 @@ def _path_in_file(location: tuple[str | int, ...], data: Any) -> tuple[str | int
     for index, part in enumerate(location):
         last = index == len(location) - 1
         inside = isinstance(here, dict) and part in here
-        if (part in FORMS or part in ALPHA_FORMS) and not inside:
+        if part in FORMS | ALPHA_FORMS | OBJECTIVE_FORMS and not inside:
             continue
         if part == MAP_KEY:
             continue
-        if part in {"absolute", "name"} and not inside and path and not (isinstance(here, dict) and last):
+        if (
+            part in {"absolute", "name", "path", "function"}
+            and not inside
+            and path
+            and not (isinstance(here, dict) and last)
+        ):
             continue
         path.append(part)
         if isinstance(here, dict):
@@ -278,4 +394,8 @@ def _keys_at(path: tuple[str | int, ...]) -> list[str]:
         return list(model.model_fields)
     if path[:2] == ("space", "alpha") and len(path) == 2:  # noqa: PLR2004  # the alpha mapping itself
         return [*AlphaRatio.model_fields, *AlphaAbsolute.model_fields, *Range.model_fields]
+    if path[0] == "objectives":
+        return list(FunctionObjective.model_fields)
+    if path[:2] == ("data", "also_evaluate"):
+        return list(SecondSet.model_fields)
     return list(Range.model_fields)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import sqlite3
 import uuid
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,13 +35,27 @@ _TOLD = {Outcome.COMPLETE: TrialState.COMPLETE, Outcome.STOPPED: TrialState.PRUN
 class StudyLedger:
     """One search's study."""
 
-    def __init__(self, path: Path, search: SearchFile, *, create: bool) -> None:
+    def __init__(
+        self,
+        path: Path,
+        search: SearchFile,
+        *,
+        create: bool,
+        canonical: Callable[[LoraConfiguration], LoraConfiguration] = lambda lora: lora,
+    ) -> None:
         """Open the study, or create it.
+
+        Args:
+            path: of the SQLite file.
+            search: the resolved file.
+            create: a new one.
+            canonical: the simplest configuration that trains the same on this model, so that equals are not run twice.
 
         Raises:
             StateUnreadable: the file is no study of this version.
         """
         self.search = search
+        self._canonical = canonical
         try:
             self.storage = _storage(path)
             directions = [objective.direction for objective in search.objective_list]
@@ -57,9 +72,7 @@ class StudyLedger:
         self.study.sampler = TPESampler(seed=search.seed + len(trials))  # a resumed search must not repeat its draws
         self.known: dict[str, int] = {}
         self.configurations: dict[int, LoraConfiguration] = {}
-        self.bases = {
-            key.removeprefix(f"{study_table.BASE}:") for key in self.study.user_attrs if study_table.BASE in key
-        }
+        self.references = {key for key in self.study.user_attrs if key.startswith(study_table.REFERENCE)}
         self.recorded = 0
         self.epoch = int(self.study.user_attrs.get(study_table.EPOCH, 0))
         for trial in trials:
@@ -109,10 +122,13 @@ class StudyLedger:
                 f"with old ones (began with {kept}, found {found}); restore them, or start a search of another name"
             )
 
-    def note_base(self, quantization: str, perplexity: float) -> None:
-        """Keep the perplexity of a bare base."""
-        self.study.set_user_attr(f"{study_table.BASE}:{quantization}", perplexity)
-        self.bases.add(quantization)
+    def note_reference(self, name: str, measured: Mapping[str, float]) -> None:
+        """Keep what is measured without adapting; the first to say it counts."""
+        key = f"{study_table.REFERENCE}{name}"
+        finite = {metric: value for metric, value in measured.items() if math.isfinite(value)}
+        if key not in self.references and finite:
+            self.study.set_user_attr(key, finite)
+            self.references.add(key)
 
     def running(self) -> list[tuple[int, LoraConfiguration]]:
         """Trials that were started and never told. Those that never got a configuration are told FAIL here."""
@@ -134,7 +150,7 @@ class StudyLedger:
                 if repeats == REPEATS_BEFORE_RANDOM:
                     self.study.sampler = RandomSampler(seed=self.search.seed + len(self.study.trials))
                 trial = self.study.ask()
-                lora = self.search.space.ask(trial, self.search.training.defaults())
+                lora = self._canonical(self.search.space.ask(trial, self.search.training.defaults()))
                 earlier = self.known.get(lora.fingerprint)
                 trial.set_user_attr(study_table.CONFIGURATION, lora.model_dump(mode="json"))
                 if earlier is None:
@@ -153,9 +169,8 @@ class StudyLedger:
 
     def record_rung(self, number: int, report: Report) -> None:
         """Store what a trial reported at a rung."""
-        base, quantization = report.measurements.get("base_perplexity"), self.configurations[number].quantization
-        if base is not None and quantization not in self.bases:
-            self.note_base(quantization, base)
+        base = {k.removeprefix("base_"): v for k, v in report.measurements.items() if k.startswith("base_") and v}
+        self.note_reference(f"bare base in {self.configurations[number].quantization}", base)
         self._set(number, f"{study_table.RUNG}{report.rows}", report.as_json())
 
     def tell(self, number: int, report: Report) -> Report:
@@ -165,15 +180,19 @@ class StudyLedger:
             The report as recorded: BAD_METRIC where an objective has no finite value.
         """
         outcome = report.outcome or Outcome.INFRA_LOST
-        values = [report.measurements.get(name) for name in self.search.objectives]
+        names = [objective.name for objective in self.search.objective_list]
+        values = [report.measurements.get(name) for name in names]
         bad = [
             name
-            for name, value in zip(self.search.objectives, values, strict=True)
+            for name, value in zip(names, values, strict=True)
             if not isinstance(value, (int, float)) or not math.isfinite(value)
         ]
         if outcome is Outcome.COMPLETE and bad:
             report = Report(
-                report.rows, report.measurements, Outcome.BAD_METRIC, f"no finite value for {', '.join(bad)}"
+                report.rows,
+                report.measurements,
+                Outcome.BAD_METRIC,
+                "no finite number for " + ", ".join(f"{name} (got {report.measurements.get(name)!r})" for name in bad),
             )
             outcome = Outcome.BAD_METRIC
         state = _TOLD.get(outcome, TrialState.FAIL)

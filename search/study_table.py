@@ -23,7 +23,7 @@ from lorafront.trainables.trial import Report
 
 # Names of the attributes that the driver writes (search/study.py).
 CONFIGURATION, EPOCH, RUNG, OUTCOME, RESULT = "configuration", "epoch", "rung:", "outcome", "result"
-SEARCH, NOTES, BASE, UID, DATA = "search", "notes", "base_perplexity", "uid", "data"
+SEARCH, NOTES, REFERENCE, UID, DATA = "search", "notes", "reference:", "uid", "data"
 LIVED = "lived_seconds"
 
 
@@ -76,14 +76,14 @@ class StudyTable:
     Attributes:
         search: the file, resolved.
         trials: by number.
-        base_perplexity: of the bare base, by quantization.
+        references: what is measured without adapting, such as the bare base in each quantization.
         notes: what the user should know about the data.
         uid: of this search alone, whatever its name; MLflow runs are found by it.
     """
 
     search: SearchFile
     trials: tuple[TrialRecord, ...]
-    base_perplexity: dict[str, float]
+    references: dict[str, dict[str, float]]
     notes: tuple[str, ...]
     uid: str = ""
 
@@ -120,11 +120,13 @@ def read_study(path: Path) -> StudyTable:
             trials = tuple(_trials(database))
     except (sqlite3.Error, ValueError, KeyError) as error:
         raise StateUnreadable(f"{path} cannot be read: {error}") from error
-    base = {
-        key.removeprefix(f"{BASE}:"): json.loads(value) for key, value in attributes.items() if key.startswith(BASE)
+    references = {
+        key.removeprefix(REFERENCE): json.loads(value)
+        for key, value in sorted(attributes.items())
+        if key.startswith(REFERENCE)
     }
     uid = json.loads(attributes.get(UID, '""'))
-    return StudyTable(search, trials, base, tuple(json.loads(attributes.get(NOTES, "[]"))), uid)
+    return StudyTable(search, trials, references, tuple(json.loads(attributes.get(NOTES, "[]"))), uid)
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ SHORT = {
     "train_seconds": "seconds",
     "adapter_mb": "adapter MB",
     "peak_vram_gb": "VRAM GiB",
+    "tokens_per_second": "tokens/s",
 }
 
 
@@ -88,8 +89,8 @@ def _cell(lora: LoraConfiguration | None, name: str) -> str:
 
 def number(value: float, objective: Objective) -> str:
     """A value of an objective with the digits that matter."""
-    if objective.name == "perplexity":
-        return f"{value:.3f}" if value < 100 else f"{value:.1f}"  # noqa: PLR2004  # five digits either way
+    if objective.quality:
+        return f"{value:.4f}" if abs(value) < 1 else f"{value:.3f}" if abs(value) < 100 else f"{value:.1f}"  # noqa: PLR2004  # four or five digits either way
     return f"{value:,.0f}" if objective.name == "trainable_params" else f"{value:.4g}"
 
 
@@ -120,9 +121,7 @@ def summary(table: StudyTable, *, markdown: bool = False) -> str:
     recorded = f"{len(table.counted)} of {table.search.budget.trials} trials recorded"
     lines = [f"{table.search.name}: {recorded}; {model} on {data}"]
     lines += [f"{count} x {outcome.value}" for outcome, count in ends.most_common() if outcome is not None]
-    if table.base_perplexity:
-        base = ", ".join(f"{name} {value:.2f}" for name, value in sorted(table.base_perplexity.items()))
-        lines.append(f"perplexity of the bare base: {base}")
+    lines += reference_lines(table)
     lines.append(f"front: {len(members)} configurations")
     for trial in members:
         shown = ", ".join(
@@ -134,6 +133,20 @@ def summary(table: StudyTable, *, markdown: bool = False) -> str:
     return "\n".join(f"- {line}" for line in lines) if markdown else "\n".join(lines)
 
 
+def reference_lines(table: StudyTable) -> list[str]:
+    """What doing nothing measures, in the objectives of the search; one line each."""
+    lines = []
+    for name, measured in table.references.items():
+        shown = [
+            f"{objective.label} {number(measured[objective.name], objective)}"
+            for objective in table.search.objective_list
+            if objective.name in measured
+        ]
+        if shown:
+            lines.append(f"{name}: {', '.join(shown)}")
+    return lines
+
+
 def short(name: str) -> str:
     """The last part of an absolute path; other names as they are."""
     return Path(name).name if Path(name).is_absolute() else name
@@ -141,17 +154,30 @@ def short(name: str) -> str:
 
 def trials_table(table: StudyTable) -> Table:
     """Every trial and where it stands."""
+    objectives = table.search.objective_list
     shown = Table(title=f"Trials of {table.search.name}", title_justify="left", **COMPACT)
-    for name in ("trial", "configuration", "rows", "perplexity", "VRAM GiB", "state"):
-        shown.add_column(name, justify="left" if name in {"configuration", "state"} else "right", overflow="fold")
+    trial_columns(shown, objectives)
     members = {trial.number for trial in front_of(table)}
     for trial in table.trials:
-        measured = trial.measurements
-        perplexity, peak = measured.get("perplexity"), measured.get("peak_vram_gb")
         state = "front" if trial.number in members else trial.outcome.stored if trial.outcome else trial.state.lower()
         shown.add_row(
             str(trial.number), trial.lora.label if trial.lora else "", str(trial.last.rows if trial.last else 0),
-            f"{perplexity:.2f}" if perplexity is not None else "", f"{peak:.4g}" if peak is not None else "",
-            state.replace("_", " "),
+            *cells(trial.measurements, objectives), state.replace("_", " "),
         )  # fmt: skip
     return shown
+
+
+def trial_columns(shown: Table, objectives: Sequence[Objective]) -> None:
+    """Columns of a table of trials in any state."""
+    shown.add_column("trial", justify="right", no_wrap=True)
+    shown.add_column("configuration", overflow="fold")
+    shown.add_column("rows", justify="right", no_wrap=True)
+    for objective in objectives:
+        shown.add_column(SHORT.get(objective.name, objective.name), justify="right", overflow="fold")
+    shown.add_column("state", overflow="fold")
+
+
+def cells(measured: Mapping[str, Any], objectives: Sequence[Objective]) -> list[str]:
+    """The objectives as far as they are measured."""
+    found = [(measured.get(objective.name), objective) for objective in objectives]
+    return [number(value, o) if isinstance(value, (int, float)) else "" for value, o in found]

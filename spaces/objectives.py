@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+Direction = Literal["minimize", "maximize"]
+
 
 @dataclass(frozen=True)
 class Objective:
@@ -19,8 +21,10 @@ class Objective:
     name: str
     label: str
     unit: str
-    direction: Literal["minimize", "maximize"]
+    direction: Direction
     meaning: str
+    quality: bool = False  # of what the model learnt; the rest is cost
+    alone: bool = False  # only honest where a trial has its device for itself
 
 
 OBJECTIVES: dict[str, Objective] = {
@@ -32,6 +36,13 @@ OBJECTIVES: dict[str, Objective] = {
             "",
             "minimize",
             "exp(sum of token NLL / number of tokens) over the whole evaluation split, prompt tokens excluded",
+            quality=True,
+        ),
+        Objective(
+            "accuracy", "accuracy", "", "maximize", "share of evaluation rows whose label is predicted", quality=True
+        ),
+        Objective(
+            "f1", "macro F1", "", "maximize", "F1 averaged over the labels, each counting the same", quality=True
         ),
         Objective(
             "peak_vram_gb",
@@ -41,11 +52,34 @@ OBJECTIVES: dict[str, Objective] = {
             "memory allocated at the peak of a training step on the largest batch of the data; on a machine without a "
             "GPU the same count of live tensor storages",
         ),
-        Objective("train_seconds", "training time", "s", "minimize", "seconds in optimizer steps, evaluation excluded"),
+        Objective(
+            "train_seconds",
+            "training time",
+            "s",
+            "minimize",
+            "seconds in optimizer steps, evaluation excluded",
+            alone=True,
+        ),
+        Objective(
+            "tokens_per_second",
+            "training speed",
+            "tokens/s",
+            "maximize",
+            "tokens in optimizer steps, padding excluded, / train_seconds",
+            alone=True,
+        ),
         Objective("trainable_params", "trainable parameters", "", "minimize", "number of parameters that are trained"),
         Objective("adapter_mb", "adapter size", "MB", "minimize", "bytes of the adapter's weights / 10**6"),
     )
 }
+
+
+def second_set_loss(name: str) -> Objective:
+    """The loss on the evaluation set that a file calls `name` in `also_evaluate`."""
+    meaning = (
+        f"mean NLL per target in nats on the second evaluation set {name!r}: what adapting to the first one forgets"
+    )
+    return Objective(f"eval_{name}_loss", f"loss on {name}", "nats", "minimize", meaning, quality=True)
 
 
 @dataclass(frozen=True)

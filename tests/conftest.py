@@ -15,8 +15,9 @@ from support import TINY_LLAMA, MakeTrial, lora
 
 from lorafront.spaces import modules
 from lorafront.trainables.config import DataConfig, ModelConfig, TrainingConfig, TrialConfig
-from lorafront.trainables.data import TokenData, prepare, read, store
+from lorafront.trainables.data import TokenData, prepare, store
 from lorafront.trainables.models import BaseCache, ModelFacts, load_config, load_tokenizer, model_facts
+from lorafront.trainables.row_sets import read_sets
 from lorafront.trainables.task import task_named
 
 
@@ -58,7 +59,13 @@ def token_file(
 ) -> tuple[Path, TokenData]:
     task, tokenizer = task_named("causal_lm"), load_tokenizer(tiny_model)
     file, tokens = prepare(
-        read(data_config), data_config, task, tokenizer, tmp_path_factory.mktemp("tokens"), train_batch=4, eval_batch=4
+        read_sets(data_config, task),
+        data_config,
+        task,
+        tokenizer,
+        tmp_path_factory.mktemp("tokens"),
+        train_batch=4,
+        eval_batch=4,
     )
     store(file, tokens)
     return file, tokens

@@ -5,12 +5,14 @@ Shape legend: b rows of a batch, t tokens of its longest row, v vocabulary.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
 from torch.nn.functional import cross_entropy, pad
+
+from lorafront.trainables.evaluate import language_metrics
+from lorafront.trainables.task import Encoding
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -26,6 +28,9 @@ class CausalLM:
 
     name: Final = "causal_lm"
     peft_type: Final = "CAUSAL_LM"
+    quality: Final = ("perplexity",)
+    needs_prompt: Final = False
+    new_head: Final = False
 
     def auto_class(self) -> Any:
         """AutoModelForCausalLM."""
@@ -33,17 +38,26 @@ class CausalLM:
 
         return AutoModelForCausalLM
 
+    def model_arguments(self, _labels: tuple[str, ...]) -> dict[str, Any]:
+        """None."""
+        return {}
+
+    def labels(self, _rows: Sequence[tuple[str, str]]) -> tuple[str, ...]:
+        """None."""
+        return ()
+
     def encode(
-        self, rows: Sequence[tuple[str, str]], tokenizer: PreTrainedTokenizerBase, max_length: int, *, packed: bool
+        self, rows: Sequence[tuple[str, str]], tokenizer: PreTrainedTokenizerBase, encoding: Encoding
     ) -> list[tuple[list[int], int]]:
         """Packed: texts joined, cut into blocks of `max_length`. Else one row each, cut on the right.
 
         A row starts with the tokenizer's own begin token if it adds one, and a text ends with the end token.
         """
-        begin, end = _frame(tokenizer)
+        begin, end = ([], []) if encoding.framed else _frame(tokenizer)
+        max_length = encoding.max_length
         if not rows:
             return []
-        if packed:
+        if encoding.packed:
             stream = [token for _, text in rows for token in (*begin, *_text_ids(tokenizer, text), *end)]
             encoded = [(stream[start : start + max_length], 0) for start in range(0, len(stream), max_length)]
         else:
@@ -77,9 +91,25 @@ class CausalLM:
     def nll(self, model: PreTrainedModel, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         """Sum over targets, in float32. Labels are shifted rather than logits: shifting [b, t, v] would copy it."""
         logits_btv = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False).logits
-        next_bt = pad(batch["labels"], (0, 1), value=IGNORE)[:, 1:]
-        flat = logits_btv.view(-1, logits_btv.shape[-1]).float()
-        return cross_entropy(flat, next_bt.reshape(-1), ignore_index=IGNORE, reduction="sum")
+        return token_nll(logits_btv, pad(batch["labels"], (0, 1), value=IGNORE)[:, 1:])
+
+    def tally(self, model: PreTrainedModel, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        """float64[2]: NLL, targets."""
+        return torch.tensor([float(self.nll(model, batch)), self.targets(batch)], dtype=torch.float64)
+
+    def metrics(self, tally: torch.Tensor) -> dict[str, float]:
+        """Loss and perplexity."""
+        return language_metrics(tally)
+
+    def references(self, _rows: TokenRows, _labels: tuple[str, ...]) -> dict[str, dict[str, float]]:
+        """None: the bare base is measured by the trials."""
+        return {}
+
+
+def token_nll(logits_btv: torch.Tensor, labels_bt: torch.Tensor) -> torch.Tensor:
+    """float32[]: NLL summed over the labels that are not `IGNORE`; `labels_bt` stand where they are predicted."""
+    flat = logits_btv.reshape(-1, logits_btv.shape[-1]).float()
+    return cross_entropy(flat, labels_bt.reshape(-1), ignore_index=IGNORE, reduction="sum")
 
 
 def _frame(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
@@ -96,17 +126,15 @@ def _text_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> Iterator[int]:
 
 
 def _chunks(text: str) -> Iterator[str]:
-    """Cut after line breaks into pieces of about `_CHUNK` characters."""
-    piece: list[str] = []
-    size = 0
-    for line in re.split(r"(?<=\n)", text):
-        piece.append(line)
-        size += len(line)
-        if size >= _CHUNK:
-            yield "".join(piece)
-            piece, size = [], 0
-    if size:
-        yield "".join(piece)
+    """Cut after line breaks, and a very long line after blanks, into pieces of about `_CHUNK` characters."""
+    start = 0
+    while start < len(text):
+        end = start + _CHUNK
+        if end < len(text):
+            near = max(text.rfind("\n", start, end), text.rfind(" ", start, end) if "\n" not in text[start:end] else -1)
+            end = near + 1 if near > start else end
+        yield text[start:end]
+        start = end
 
 
 CAUSAL_LM = CausalLM()

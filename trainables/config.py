@@ -10,14 +10,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from annotated_types import Ge, Gt
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
+from lorafront.spaces.errors import did_you_mean
 from lorafront.spaces.lora import Count, LoraConfiguration, NotNegative, Scheduler, Share
 from lorafront.spaces.parameters import NameParameter, Real, Whole
+from lorafront.trainables.formats import FORMATS
+from lorafront.trainables.user_code import is_reference
 
 MAX_RUNGS = 16
-Format = Literal["text", "prompt_completion", "question_answer", "alpaca"]
 Optimizer = Literal["adamw", "paged_adamw_8bit"]
 Attention = Literal["auto", "sdpa", "eager", "flash_attention_2"]
 
@@ -36,16 +38,60 @@ class ModelConfig(Section):
     attention: Attention = Field(default="auto", description="attention implementation; auto is the model's own choice")
 
 
-class DataConfig(Section):
-    """The text to adapt to."""
+def _known_format(name: object) -> object:
+    if not isinstance(name, str):
+        raise PydanticCustomError("rule", "must be text (got {value})", {"value": repr(name)})
+    if name not in FORMATS and not is_reference(name):
+        raise PydanticCustomError(
+            "rule",
+            "must be one of {known}, or your own as module:name (got {value}).{hint}",
+            {"known": ", ".join(FORMATS), "value": repr(name), "hint": did_you_mean(name, FORMATS)},
+        )
+    return name
 
-    path: Annotated[str, Field(min_length=1)] = Field(description="hub name, file, or folder")
-    eval_path: str | None = Field(
-        default=None, description="evaluation data, where it is a file or data set of its own"
+
+def _second_set(raw: object) -> object:
+    return {"path": raw} if isinstance(raw, str) else raw
+
+
+Format = Annotated[str, BeforeValidator(_known_format)]
+Text = Annotated[str, Field(min_length=1)]
+
+
+class RowSource(Section):
+    """Where rows are and what their columns are called."""
+
+    path: Text = Field(description="hub name, file, or folder")
+    columns: dict[Text, Text] = Field(
+        default_factory=dict, description="the format's name of a column to the data's own, where they differ"
     )
-    format: Format = Field(default="text", description="how a row becomes tokens (trainables/formats.py)")
+    header: Annotated[list[Text], Field(min_length=1)] | None = Field(
+        default=None, description="names of the columns of a CSV or TSV file that has no header line"
+    )
     config_name: str | None = Field(default=None, description="configuration of a hub data set")
     revision: str | None = Field(default=None, description="commit, tag or branch of a hub data set")
+
+
+class SecondSet(RowSource):
+    """Rows that a trial is also evaluated on: what adapting to the others forgets."""
+
+    format: Format | None = Field(default=None, description="how a row becomes tokens; none is that of the main data")
+    rows: Count | None = Field(default=None, description="rows to evaluate on; none is 500 at most")
+
+
+SetName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,31}$")]
+
+
+class DataConfig(RowSource):
+    """What to adapt to."""
+
+    eval_path: Text | None = Field(
+        default=None, description="evaluation data, where it is a file or data set of its own"
+    )
+    also_evaluate: dict[SetName, Annotated[SecondSet, BeforeValidator(_second_set)]] = Field(
+        default_factory=dict, description="second evaluation sets; the loss on NAME is the objective eval_NAME_loss"
+    )
+    format: Format = Field(default="text", description="how a row becomes tokens (trainables/formats.py)")
     max_length: Annotated[Whole, Ge(2)] = Field(default=512, description="tokens per row at most")
     train_rows: Count | None = Field(default=None, description="rows to train on; none is all")
     eval_rows: Count | None = Field(default=None, description="rows to evaluate on; none is a tenth, 500 at most")
@@ -118,6 +164,11 @@ class TrialConfig(Section):
     seed: int
     threads: int = Field(default=1, description="CPU threads of the session")
     tokens: Path = Field(description="file of token rows, prepared once and shared by all trials (trainables/data.py)")
+    labels: tuple[str, ...] = Field(default=(), description="names of the classes, in the order of their numbers")
+    functions: dict[str, str] = Field(
+        default_factory=dict, description="the user's own measurements: name to `module:function`"
+    )
+    code: Path | None = Field(default=None, description="folder of the user's own modules")
 
     @property
     def rows(self) -> int:

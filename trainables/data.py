@@ -1,4 +1,4 @@
-"""Rows to token batches: split, encode, cache, batch.
+"""Rows to token rows: split, encode, cache.
 
 Everything is seeded and counted in rows: trials of one search see the same rows in the same order whatever their batch
 size. Token rows are prepared once, written to one safetensors file, and mapped by every trial.
@@ -9,9 +9,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import sys
 import uuid
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,8 +22,9 @@ from safetensors.numpy import save_file
 
 from lorafront.spaces.errors import InvalidInput, Problem
 from lorafront.trainables.config import DataConfig
-from lorafront.trainables.formats import FORMATS, check_columns, split_rows
-from lorafront.trainables.read_rows import RawData, read_data
+from lorafront.trainables.formats import RowFormat
+from lorafront.trainables.row_sets import Pairs, RowSets
+from lorafront.trainables.task import Encoding
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -31,7 +33,9 @@ if TYPE_CHECKING:
 
 DEFAULT_EVAL_SHARE = 0.1
 DEFAULT_EVAL_ROWS = 500
-FORMAT_VERSION = 1  # of the cache file; part of its name
+ALSO = "also."  # of the names of second sets in the cache file
+_PARTS = ("ids", "offsets", "targets")
+FORMAT_VERSION = 2  # of the cache file; part of its name
 
 
 @dataclass(frozen=True)
@@ -41,15 +45,16 @@ class TokenRows:
     Attributes:
         ids: int32[tokens].
         offsets: int64[rows + 1]; row i is `ids[offsets[i]:offsets[i + 1]]`.
-        masked: int32[rows]; so many leading tokens of a row (its prompt) are not trained on and not evaluated.
+        targets: int32[rows]; where the target of a row starts (what is before it, the prompt, is neither trained on nor
+            evaluated), or which label it has.
     """
 
     ids: np.ndarray
     offsets: np.ndarray
-    masked: np.ndarray
+    targets: np.ndarray
 
     def __len__(self) -> int:
-        return len(self.masked)
+        return len(self.targets)
 
     @property
     def lengths(self) -> np.ndarray:
@@ -57,16 +62,16 @@ class TokenRows:
         return np.diff(self.offsets)
 
     def row(self, index: int) -> tuple[np.ndarray, int]:
-        """(token ids, number of masked leading tokens) of one row."""
-        return self.ids[self.offsets[index] : self.offsets[index + 1]], int(self.masked[index])
+        """(token ids, target) of one row."""
+        return self.ids[self.offsets[index] : self.offsets[index + 1]], int(self.targets[index])
 
     @classmethod
     def build(cls, rows: list[tuple[list[int], int]]) -> TokenRows:
-        """From (token ids, masked) pairs."""
+        """From (token ids, target) pairs."""
         lengths = np.array([len(ids) for ids, _ in rows], dtype=np.int64)
         flat = np.fromiter((token for ids, _ in rows for token in ids), dtype=np.int32, count=int(lengths.sum()))
         offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-        return cls(flat, offsets, np.array([masked for _, masked in rows], dtype=np.int32))
+        return cls(flat, offsets, np.array([target for _, target in rows], dtype=np.int32))
 
 
 @dataclass(frozen=True)
@@ -77,56 +82,21 @@ class TokenData:
         train: rows to train on.
         evaluation: rows to evaluate on.
         pad_id: token that fills up short rows of a batch; never seen by the loss.
+        also: rows of the second evaluation sets, by name.
+        labels: names of the classes, in the order of their numbers; none where the task has none.
         notes: what a user should know, such as rows that were dropped.
     """
 
     train: TokenRows
     evaluation: TokenRows
     pad_id: int
+    also: Mapping[str, TokenRows] = field(default_factory=dict)
+    labels: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class Rows:
-    """Raw rows that have every column that their format needs.
-
-    Attributes:
-        train: rows to train on, or to split where `evaluation` is None.
-        evaluation: rows of a split of its own.
-        source: for messages.
-    """
-
-    train: list[dict[str, Any]]
-    evaluation: list[dict[str, Any]] | None
-    source: str
-
-
-def read(data: DataConfig) -> Rows:
-    """Read the rows and check that they are what their format says.
-
-    Raises:
-        InvalidInput: the data is missing, malformed, empty, lacks a column, or holds something that is no text.
-    """
-    problems: list[Problem] = []
-    found: dict[str, RawData] = {}
-    for key, name in (("path", data.path), ("eval_path", data.eval_path)):
-        if name is None:
-            continue
-        try:
-            raw = read_data(name, key, data.config_name, data.revision)
-            check_columns(data.format, raw.columns, raw.source)
-            split_rows(data.format, raw.train, raw.source)
-            found[key] = raw
-        except InvalidInput as error:
-            problems += error.problems
-    if problems:
-        raise InvalidInput(problems)
-    evaluation = found["eval_path"].train if "eval_path" in found else found["path"].evaluation
-    return Rows(found["path"].train, evaluation, found["path"].source)
-
-
 def prepare(
-    raw: Rows,
+    raw: RowSets,
     data: DataConfig,
     task: Task,
     tokenizer: PreTrainedTokenizerBase,
@@ -138,7 +108,7 @@ def prepare(
     """Split and encode rows, or find them in the cache. Writes nothing; `store` does.
 
     Args:
-        raw: what `read` found.
+        raw: what `read_sets` found.
         data: the `data` section of a search file.
         task: encodes rows.
         tokenizer: of the base model.
@@ -150,10 +120,11 @@ def prepare(
         The name that the cache file has or will have, and its content.
 
     Raises:
-        InvalidInput: too few rows are left.
+        InvalidInput: too few rows are left, or their labels do not fit.
     """
-    file = folder / f"{_fingerprint(data, task, tokenizer, raw)}.safetensors"
-    tokens = _cached(file) or _encode(data, task, tokenizer, raw)
+    pairs = _Pairs.of(raw, tokenizer)
+    file = folder / f"{_fingerprint(data, task, tokenizer, pairs)}.safetensors"
+    tokens = _cached(file) or _encode(data, task, tokenizer, raw, pairs)
     problems = [
         Problem(
             ("data",),
@@ -163,6 +134,7 @@ def prepare(
         for name, rows, least in (
             ("training", tokens.train, train_batch),
             ("evaluation", tokens.evaluation, eval_batch),
+            *((f"also_evaluate.{name}", rows, 1) for name, rows in tokens.also.items()),
         )
         if len(rows) < least
     ]
@@ -171,27 +143,92 @@ def prepare(
     return file, tokens
 
 
-def _encode(data: DataConfig, task: Task, tokenizer: PreTrainedTokenizerBase, raw: Rows) -> TokenData:
-    packed = FORMATS[data.format].packed
+@dataclass(frozen=True)
+class _Pairs:
+    """All rows as pairs."""
 
-    def encode(rows: list[dict[str, Any]], source: str) -> list[tuple[list[int], int]]:
-        return task.encode(split_rows(data.format, rows, source), tokenizer, data.max_length, packed=packed)
+    main: Pairs
+    evaluation: Pairs | None
+    also: dict[str, Pairs]
 
-    if packed:  # blocks are the rows, so they are what is split
-        encoded = encode(raw.train, raw.source)
-        held_out = encode(raw.evaluation, data.eval_path or raw.source) if raw.evaluation is not None else None
-        train_rows, eval_rows = _split(encoded, held_out, data)
-        dropped = 0
+    @classmethod
+    def of(cls, raw: RowSets, tokenizer: PreTrainedTokenizerBase) -> _Pairs:
+        if raw.evaluation is not None:
+            held_out: Pairs | None = raw.evaluation.pairs(raw.evaluation.rows, tokenizer)
+        else:
+            split = raw.main.evaluation
+            held_out = raw.main.pairs(split, tokenizer) if split is not None else None
+        also = {name: found.pairs(found.rows, tokenizer) for name, found in raw.also.items()}
+        return cls(raw.main.pairs(raw.main.rows, tokenizer), held_out, also)
+
+
+def _encode(data: DataConfig, task: Task, tokenizer: PreTrainedTokenizerBase, raw: RowSets, pairs: _Pairs) -> TokenData:
+    labels = _labels(task, raw, pairs)
+    dropped = 0
+
+    def encode(rows: Pairs, form: RowFormat) -> list[tuple[list[int], int]]:
+        nonlocal dropped
+        encoded = task.encode(rows, tokenizer, Encoding(data.max_length, form.packed, form.framed, labels))
+        dropped += 0 if form.packed else len(rows) - len(encoded)
+        return encoded
+
+    form = raw.main.form
+    if form.packed:  # blocks are the rows, so they are what is split
+        held_out = encode(pairs.evaluation, form) if pairs.evaluation is not None else None
+        train, evaluation = _split(encode(pairs.main, form), held_out, data)
     else:
-        train_raw, eval_raw = _split(raw.train, raw.evaluation, data)
-        train_rows = encode(train_raw, raw.source)
-        eval_rows = encode(eval_raw, data.eval_path or raw.source)
-        dropped = len(train_raw) + len(eval_raw) - len(train_rows) - len(eval_rows)
+        train, evaluation = (encode(part, form) for part in _split(pairs.main, pairs.evaluation, data))
+    also = {
+        name: _some(encode(rows, raw.also[name].form), data.also_evaluate[name].rows, data, name)
+        for name, rows in pairs.also.items()
+    }
     notes = [f"{dropped} rows dropped: no target token within max_length {data.max_length}"] if dropped else []
     if tokenizer.pad_token_id is None:
         notes.append("the tokenizer has no padding token; its end token pads, masked from attention and loss")
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    return TokenData(TokenRows.build(train_rows), TokenRows.build(eval_rows), int(pad or 0), tuple(notes))
+    return TokenData(
+        TokenRows.build(train),
+        TokenRows.build(evaluation),
+        int(pad or 0),
+        {name: TokenRows.build(rows) for name, rows in also.items()},
+        labels,
+        tuple(notes),
+    )
+
+
+def _labels(task: Task, raw: RowSets, pairs: _Pairs) -> tuple[str, ...]:
+    """Classes of the main rows; other sets must not have more."""
+    try:
+        labels = task.labels(pairs.main)
+    except InvalidInput as error:
+        raise InvalidInput(
+            [Problem(raw.main.key, f"{raw.main.source}: {p.message}") for p in error.problems]
+        ) from error
+    problems = []
+    if labels:
+        sets = [(raw.evaluation or raw.main, pairs.evaluation or [])]
+        sets += [(raw.also[name], rows) for name, rows in pairs.also.items()]
+        for found, rows in sets:
+            for number, (_, label) in enumerate(rows, start=1):
+                if label not in labels:
+                    message = (
+                        f"row {number} of {found.source} has label {label!r}; the training rows have {_few(labels)}"
+                    )
+                    problems.append(Problem(found.key, message))
+                    break
+    if problems:
+        raise InvalidInput(problems)
+    return labels
+
+
+def _few(names: tuple[str, ...]) -> str:
+    return ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")  # noqa: PLR2004
+
+
+def _some(rows: list[Any], wanted: int | None, data: DataConfig, *words: str) -> list[Any]:
+    """A seeded choice of so many rows."""
+    chosen = seeded_generator(data.split_seed, "evaluation", *words).permutation(len(rows))
+    return [rows[i] for i in chosen[: wanted or DEFAULT_EVAL_ROWS]]
 
 
 def _split(rows: list[Any], evaluation: list[Any] | None, data: DataConfig) -> tuple[list[Any], list[Any]]:
@@ -203,8 +240,7 @@ def _split(rows: list[Any], evaluation: list[Any] | None, data: DataConfig) -> t
         held_out = [rows[i] for i in order[:wanted]]
         order = order[wanted:]
     else:
-        chosen = seeded_generator(data.split_seed, "evaluation").permutation(len(evaluation))
-        held_out = [evaluation[i] for i in chosen[: data.eval_rows or DEFAULT_EVAL_ROWS]]
+        held_out = _some(evaluation, data.eval_rows, data)
     return [rows[i] for i in order[: data.train_rows]], held_out
 
 
@@ -222,17 +258,29 @@ def row_order(rows: int, seed: int) -> Iterator[int]:
         epoch += 1
 
 
-def _fingerprint(data: DataConfig, task: Task, tokenizer: PreTrainedTokenizerBase, raw: Rows) -> str:
+def _own_source(task: Task) -> str:
+    """The file of a user's own task: what it encodes changes with it. Ours changes with FORMAT_VERSION."""
+    module = type(task).__module__
+    file = getattr(sys.modules.get(module), "__file__", None)
+    if file is None or module.startswith("lorafront."):
+        return ""
+    return hashlib.sha256(Path(file).read_bytes()).hexdigest()
+
+
+def _fingerprint(data: DataConfig, task: Task, tokenizer: PreTrainedTokenizerBase, pairs: _Pairs) -> str:
     """Names the cache by everything that its content depends on, the rows themselves included."""
     digest = hashlib.sha256()
-    facts = [FORMAT_VERSION, task.name, data.model_dump(mode="json"), tokenizer.pad_token_id, tokenizer.eos_token_id]
+    facts = [
+        FORMAT_VERSION, task.name, _own_source(task), data.model_dump(mode="json"),
+        tokenizer.pad_token_id, tokenizer.eos_token_id, getattr(tokenizer, "chat_template", None),
+    ]  # fmt: skip
     digest.update(json.dumps(facts, sort_keys=True).encode())
     backend = getattr(tokenizer, "backend_tokenizer", None)
     digest.update((backend.to_str() if backend is not None else json.dumps(tokenizer.get_vocab())).encode())
-    for rows in (raw.train, raw.evaluation or []):
-        digest.update(str(len(rows)).encode())
-        for row in rows:
-            digest.update(json.dumps(row, sort_keys=True, default=str).encode())
+    for name, rows in (("main", pairs.main), ("evaluation", pairs.evaluation or []), *sorted(pairs.also.items())):
+        digest.update(f"{name} {len(rows)}".encode())
+        for pair in rows:
+            digest.update(json.dumps(pair).encode())
     return digest.hexdigest()[:24]
 
 
@@ -241,14 +289,12 @@ def store(file: Path, tokens: TokenData) -> None:
     if file.is_file():
         return
     file.parent.mkdir(parents=True, exist_ok=True)
-    arrays = {
-        f"{name}.{field}": getattr(rows, field)
-        for name, rows in (("train", tokens.train), ("evaluation", tokens.evaluation))
-        for field in ("ids", "offsets", "masked")
-    }
+    sets = {"train": tokens.train, "evaluation": tokens.evaluation, **{f"{ALSO}{n}": r for n, r in tokens.also.items()}}
+    arrays = {f"{name}.{part}": getattr(rows, part) for name, rows in sets.items() for part in _PARTS}
+    facts = {"pad_id": tokens.pad_id, "labels": tokens.labels, "notes": tokens.notes, "sets": list(sets)}
     aside = file.with_name(f"{file.name}.tmp-{uuid.uuid4().hex[:8]}")
     try:
-        save_file(arrays, aside, metadata={"pad_id": str(tokens.pad_id), "notes": json.dumps(tokens.notes)})
+        save_file(arrays, aside, metadata={"facts": json.dumps(facts)})
         with aside.open("rb") as stream:
             os.fsync(stream.fileno())
         aside.replace(file)
@@ -268,9 +314,8 @@ def _cached(file: Path) -> TokenData | None:
 def load(file: Path) -> TokenData:
     """Read a cache file that `prepare` wrote."""
     with safetensors.safe_open(file, framework="numpy") as stored:
-        metadata = stored.metadata()
-        train, evaluation = (
-            TokenRows(*(stored.get_tensor(f"{name}.{field}") for field in ("ids", "offsets", "masked")))
-            for name in ("train", "evaluation")
-        )
-    return TokenData(train, evaluation, int(metadata["pad_id"]), tuple(json.loads(metadata["notes"])))
+        facts = json.loads(stored.metadata()["facts"])
+        sets = {name: TokenRows(*(stored.get_tensor(f"{name}.{part}") for part in _PARTS)) for name in facts["sets"]}
+    also = {name.removeprefix(ALSO): rows for name, rows in sets.items() if name.startswith(ALSO)}
+    labels, notes = tuple(facts["labels"]), tuple(facts["notes"])
+    return TokenData(sets["train"], sets["evaluation"], facts["pad_id"], also, labels, notes)

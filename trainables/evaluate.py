@@ -1,4 +1,4 @@
-"""Evaluation over a whole split: total negative log-likelihood per target, never a mean of batch means."""
+"""Evaluation over a whole split: sums over all targets, divided once, never a mean of batch means."""
 
 from __future__ import annotations
 
@@ -10,29 +10,51 @@ import torch
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from lorafront.trainables.data import TokenData
+    from lorafront.trainables.data import TokenRows
     from lorafront.trainables.task import Task
 
 
 @torch.no_grad()
-def mean_nll(model: PreTrainedModel, task: Task, data: TokenData, batch_size: int, on: torch.device) -> float:
-    """Mean negative log-likelihood per target token in nats.
+def tally(
+    model: PreTrainedModel, task: Task, rows: TokenRows, pad_id: int, batch_size: int, on: torch.device
+) -> torch.Tensor:
+    """float64[n]: the task's sums over all rows (`Task.tally`).
 
     Rows go longest first, so that little is padded; the model computes in its own dtype, as whoever loads the adapter
-    with stock PEFT will. Sums are float64.
+    with stock PEFT will.
     """
-    rows = data.evaluation
     lengths = rows.lengths
     order = sorted(range(len(rows)), key=lambda i: -int(lengths[i]))
     was_training = model.training
     model.eval()
-    total, targets = 0.0, 0
-    for start in range(0, len(order), batch_size):
-        batch = task.collate(rows, order[start : start + batch_size], data.pad_id)
-        targets += task.targets(batch)
-        total += float(task.nll(model, {name: tensor.to(on) for name, tensor in batch.items()}))
+    sums = [
+        task.tally(model, {name: tensor.to(on) for name, tensor in batch.items()}).cpu()
+        for start in range(0, len(order), batch_size)
+        for batch in [task.collate(rows, order[start : start + batch_size], pad_id)]
+    ]
     model.train(was_training)
-    return total / targets
+    return torch.stack(sums).sum(0)
+
+
+def language_metrics(sums: torch.Tensor) -> dict[str, float]:
+    """Mean NLL per target in nats and perplexity, from [NLL, targets]."""
+    nll = float(sums[0] / sums[1])
+    return {"eval_loss": nll, "perplexity": perplexity(nll)}
+
+
+def class_metrics(sums: torch.Tensor) -> dict[str, float]:
+    """Mean NLL, accuracy, and F1 averaged over the labels, from [NLL, rows, confusion[truth, said] flattened].
+
+    A label that is neither there nor predicted has an F1 of 0, as in scikit-learn.
+    """
+    confusion = sums[2:].view(math.isqrt(len(sums) - 2), -1)
+    right = confusion.diagonal()
+    f1 = 2 * right / (confusion.sum(0) + confusion.sum(1)).clamp(min=1)
+    return {
+        "eval_loss": float(sums[0] / sums[1]),
+        "accuracy": float(right.sum() / sums[1]),
+        "f1": float(f1.mean()),
+    }
 
 
 def perplexity(nll: float) -> float:

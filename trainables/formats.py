@@ -1,18 +1,50 @@
 """How a row of a data set becomes a prompt and a completion; the prompt is not trained on.
 
-A new format is a function and an entry in `FORMATS`. Rows are plain dictionaries; a value of the wrong type is refused
-with its row and column, because a library would silently train on `str(None)`.
+A new format is a `RowFormat`: an entry in `FORMATS`, or `module:name` in a search file. Rows are plain dictionaries; a
+value of the wrong type is refused with its row and column, because a library would silently train on `str(None)`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from lorafront.spaces.errors import InvalidInput, Problem
+from lorafront.spaces.errors import InvalidInput, did_you_mean
+from lorafront.trainables.user_code import load_reference
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 Row = Mapping[str, Any]
+Check = Callable[[Any], str]  # what is wrong with a value, such as "must be text"; empty where nothing is
+
+
+def text(value: Any) -> str:
+    """A value that is text."""
+    return "" if isinstance(value, str) else "must be text"
+
+
+def text_or_nothing(value: Any) -> str:
+    """Text, or None."""
+    return "" if value is None else text(value)
+
+
+def label(value: Any) -> str:
+    """The name or number of a class."""
+    good = isinstance(value, int) or (isinstance(value, str) and value.strip())
+    return "" if good else "must be a label: text or a whole number"
+
+
+def messages(value: Any) -> str:
+    """A conversation whose last turn is the assistant's."""
+    if not isinstance(value, (list, tuple)) or not value:
+        return "must be a list of messages"
+    for turn in value:
+        if not isinstance(turn, Mapping) or not all(isinstance(turn.get(key), str) for key in ("role", "content")):
+            return "must hold messages with the texts role and content"
+    return "" if value[-1]["role"] == "assistant" else "must end with a message of the assistant"
 
 
 @dataclass(frozen=True)
@@ -20,17 +52,22 @@ class RowFormat:
     """One way to read rows.
 
     Attributes:
-        columns: columns that every row must have.
-        split: row to (prompt, completion); an empty prompt means that the whole text is trained on.
+        columns: what every row must have, and the check of its values.
+        split: (row, tokenizer) to (prompt, completion); for classification (text, label). An empty prompt means that
+            the whole text is trained on.
+        optional: what a row may have.
         packed: True where texts are joined and cut into blocks of `max_length`.
+        framed: True where `split` writes the begin and end tokens itself.
     """
 
-    columns: tuple[str, ...]
-    split: Callable[[Row], tuple[str, str]]
+    columns: Mapping[str, Check]
+    split: Callable[[Row, PreTrainedTokenizerBase], tuple[str, str]]
+    optional: Mapping[str, Check] = field(default_factory=dict)
     packed: bool = False
+    framed: bool = False
 
 
-def _alpaca(row: Row) -> tuple[str, str]:
+def _alpaca(row: Row, _: PreTrainedTokenizerBase) -> tuple[str, str]:
     """The template of Stanford Alpaca (Taori et al. 2023), with and without input."""
     task, instruction = "Below is an instruction that describes a task", row["instruction"]
     if row.get("input"):
@@ -42,47 +79,72 @@ def _alpaca(row: Row) -> tuple[str, str]:
     return f"{opening}completes the request.\n\n{middle}\n\n### Response:\n", row["output"]
 
 
+def _chat(row: Row, tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
+    """Everything up to the last turn is the prompt, in the words of the tokenizer's own chat template."""
+    if not getattr(tokenizer, "chat_template", None):
+        raise InvalidInput(
+            "the tokenizer has no chat template, which format messages needs; use a chat model, or prompt_completion"
+        )
+    turns = list(row["messages"])
+    whole = str(tokenizer.apply_chat_template(turns, tokenize=False))
+    for generation in (True, False):  # some templates put more into the prompt of a generation than into a turn
+        prompt = str(tokenizer.apply_chat_template(turns[:-1], tokenize=False, add_generation_prompt=generation))
+        if whole.startswith(prompt):
+            return prompt, whole[len(prompt) :]
+    raise InvalidInput("the chat template rewrites earlier turns, so prompt and completion cannot be told apart")
+
+
 FORMATS: dict[str, RowFormat] = {
-    "text": RowFormat(("text",), lambda row: ("", row["text"]), packed=True),
-    "prompt_completion": RowFormat(("prompt", "completion"), lambda row: (row["prompt"], row["completion"])),
-    "question_answer": RowFormat(
-        ("question", "answer"), lambda row: (f"Question: {row['question']}\nAnswer: ", row["answer"])
+    "text": RowFormat({"text": text}, lambda row, _: ("", row["text"]), packed=True),
+    "prompt_completion": RowFormat(
+        {"prompt": text, "completion": text}, lambda row, _: (row["prompt"], row["completion"])
     ),
-    "alpaca": RowFormat(("instruction", "output"), _alpaca),
+    "question_answer": RowFormat(
+        {"question": text, "answer": text}, lambda row, _: (f"Question: {row['question']}\nAnswer: ", row["answer"])
+    ),
+    "alpaca": RowFormat({"instruction": text, "output": text}, _alpaca, optional={"input": text_or_nothing}),
+    "messages": RowFormat({"messages": messages}, _chat, framed=True),
+    "text_label": RowFormat({"text": text, "label": label}, lambda row, _: (row["text"], str(row["label"]))),
 }
 
 
-def check_columns(row_format: str, columns: list[str], source: str) -> None:
+def format_named(name: str, folder: Path | None = None) -> RowFormat:
+    """A format of `FORMATS`, or the user's own as `module:name`.
+
+    Raises:
+        InvalidInput: it cannot be loaded, or is no RowFormat.
+    """
+    if name in FORMATS:
+        return FORMATS[name]
+    found = load_reference(name, folder)
+    if not isinstance(found, RowFormat):
+        raise InvalidInput(f"{name} must be a lorafront.trainables.formats.RowFormat (got {type(found).__name__})")
+    return found
+
+
+def check_columns(name: str, form: RowFormat, columns: Sequence[str], source: str) -> None:
     """Raise InvalidInput that lists the columns where one that the format needs is missing."""
-    missing = [name for name in FORMATS[row_format].columns if name not in columns]
+    missing = [column for column in form.columns if column not in columns]
     if missing:
+        hint = did_you_mean(missing[0], columns)
+        shown = ", ".join(column if len(column) <= 40 else f"{column[:40]}…" for column in columns)  # noqa: PLR2004
         raise InvalidInput(
-            [
-                Problem(
-                    ("data", "format"),
-                    f"format {row_format} needs column {name!r}, which {source} lacks; it has {', '.join(columns)}",
-                )
-                for name in missing
-            ]
+            f"format {name} needs column {', '.join(map(repr, missing))}, which {source} lacks; it has {shown}.{hint} "
+            f"Say which it is in columns: {{{missing[0]}: …}}, or, where a CSV has no header line, in header: […]"
         )
 
 
-def split_rows(row_format: str, rows: Sequence[Row], source: str) -> list[tuple[str, str]]:
-    """(prompt, completion) of every row, in order.
-
-    Raises:
-        InvalidInput: a needed value is not text; names row (from 1) and column.
-    """
-    form = FORMATS[row_format]
+def check_rows(form: RowFormat, rows: Sequence[Row], source: str) -> None:
+    """Raise InvalidInput where a value is not what its column must hold; names row (from 1) and column."""
     for number, row in enumerate(rows, start=1):
-        for column in form.columns:
-            if not isinstance(row.get(column), str):
+        for column, check in {**form.columns, **form.optional}.items():
+            wrong = check(row.get(column))
+            if wrong and (column in form.columns or column in row):
                 raise InvalidInput(
-                    [
-                        Problem(
-                            ("data", "path"),
-                            f"row {number} of {source}: column {column!r} must be text (got {row.get(column)!r})",
-                        )
-                    ]
+                    f"row {number} of {source}: column {column!r} {wrong} (got {_short(row.get(column))})"
                 )
-    return [form.split(row) for row in rows]
+
+
+def _short(value: Any) -> str:
+    shown = repr(value)
+    return shown if len(shown) <= 80 else f"{shown[:80]}…"  # noqa: PLR2004  # a line of a terminal

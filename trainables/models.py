@@ -5,17 +5,21 @@ A base is loaded once per process and lent to one adapter at a time; `attach` an
 
 from __future__ import annotations
 
+import copy
 import gc
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from peft.utils import ModulesToSaveWrapper
 from transformers import AutoConfig, AutoTokenizer, BitsAndBytesConfig, PretrainedConfig, PreTrainedTokenizerBase
+from transformers.pytorch_utils import Conv1D
 
 from lorafront.spaces.errors import InvalidInput, Problem
+from lorafront.spaces.modules import is_head
 from lorafront.spaces.quantization import UNQUANTIZED, bitsandbytes_arguments
 from lorafront.trainables.config import ModelConfig, TrialConfig
 from lorafront.trainables.data import seeded_generator
@@ -24,7 +28,7 @@ from lorafront.trainables.hub import hub_answers, local_folder_or_file, unreacha
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from lorafront.spaces.lora import LoraConfiguration
+    from lorafront.spaces.lora import Bias, LoraConfiguration
     from lorafront.trainables.task import Task
 
 
@@ -34,17 +38,23 @@ class ModelFacts:
 
     Attributes:
         linears: name to (inputs, outputs) of every linear module, the head included.
+        biased: names of the modules that have a bias.
         positions: longest input that the model takes; None where it does not say.
         vocabulary: rows of the token embedding.
-        has_bias: True where a module has a bias that PEFT can train.
         parameters: number of parameters, tied ones once.
     """
 
     linears: dict[str, tuple[int, int]]
+    biased: frozenset[str]
     positions: int | None
     vocabulary: int
-    has_bias: bool
     parameters: int
+
+    def same_bias(self, bias: Bias, adapted: Collection[str]) -> Bias:
+        """The least `bias` that trains the same as the given one where the modules of these names are adapted."""
+        if bias == "all" and self.biased <= set(adapted):
+            bias = "lora_only"
+        return "none" if bias == "lora_only" and not self.biased & set(adapted) else bias
 
 
 def device() -> torch.device:
@@ -146,31 +156,56 @@ def _check_folder(place: Path) -> None:
         )
 
 
-def model_facts(config: PretrainedConfig, task: Task) -> ModelFacts:
+def model_facts(config: PretrainedConfig, task: Task, labels: tuple[str, ...] = ("0", "1")) -> ModelFacts:
     """Build the model on the meta device (no weights, no memory) and read what a space needs.
 
     Raises:
         InvalidInput: the model is not of the kind that the task trains.
     """
     try:
-        with torch.device("meta"):
-            model = task.auto_class().from_config(config)
+        model = _without_weights(config, task, labels)
     except ValueError as error:
         raise InvalidInput(
             [Problem(("task",), f"a model of type {config.model_type} cannot be trained for {task.name}")]
         ) from error
     return ModelFacts(
         linears=dict(_linears(model)),
-        positions=getattr(config.get_text_config(), "max_position_embeddings", None),
+        # PEFT's own test: every parameter with `bias` in its name. A new head is trained whatever `bias` says.
+        biased=frozenset(n.rsplit(".", 1)[0] for n, _ in model.named_parameters() if "bias" in n and not is_head(n)),
+        positions=_positions(config),
         vocabulary=model.get_input_embeddings().weight.shape[0],
-        has_bias=any("bias" in name for name, _ in model.named_parameters()),
         parameters=sum(p.numel() for p in model.parameters()),
     )
 
 
-def _linears(model: torch.nn.Module) -> Iterator[tuple[str, tuple[int, int]]]:
-    from transformers.pytorch_utils import Conv1D
+def _without_weights(config: PretrainedConfig, task: Task, labels: tuple[str, ...]) -> PreTrainedModel:
+    config = copy.deepcopy(config)
+    for name, value in task.model_arguments(labels).items():
+        setattr(config, name, value)
+    with torch.device("meta"):
+        model: PreTrainedModel = task.auto_class().from_config(config)
+    return model
 
+
+def _positions(config: PretrainedConfig) -> int | None:
+    """Longest input; RoBERTa and its kin count positions from behind the padding token."""
+    text = config.get_text_config()
+    if getattr(text, "relative_attention_num_buckets", None) is not None:
+        return None  # T5's positions are relative; some of its configs carry a number that means nothing
+    positions = getattr(text, "max_position_embeddings", None)
+    counts_from_padding = {"roberta", "xlm-roberta", "camembert", "longformer", "xlm-roberta-xl", "data2vec-text"}
+    if positions is not None and text.model_type in counts_from_padding:
+        return int(positions) - int(text.pad_token_id or 0) - 1
+    return positions
+
+
+def head_modules(model: PreTrainedModel) -> list[str]:
+    """Names of what stands on top of the body: the classifier, and a pooler between."""
+    top = [n for n, m in model.named_children() if n != model.base_model_prefix and any(True for _ in m.parameters())]
+    return top + [name for name, _ in model.named_modules() if name.endswith(".pooler")]
+
+
+def _linears(model: torch.nn.Module) -> Iterator[tuple[str, tuple[int, int]]]:
     for name, module in model.named_modules():
         if isinstance(module, torch.nn.Linear):
             yield name, (module.in_features, module.out_features)
@@ -184,22 +219,32 @@ class FrozenBase:
     Trials with the same `key` can use the same object one after the other.
     """
 
-    def __init__(self, model: ModelConfig, task: Task, quantization: str) -> None:
+    def __init__(self, model: ModelConfig, task: Task, quantization: str, labels: tuple[str, ...] = ()) -> None:
         """Load the weights.
 
         Args:
             model: which model.
             task: which head.
             quantization: how it is stored.
+            labels: names of the classes, where the task has any.
+
+        Raises:
+            ValueError: the weights lack something that the task does not train.
         """
-        self.key = base_key(model, task, quantization)
+        self.key = base_key(model, task, quantization, labels)
         self.task = task
-        self.base_nll: dict[Path, float] = {}  # evaluation of the bare base, by token file: the same for every trial
+        self.references: dict[Path, dict[str, float]] = {}  # evaluation of the bare base, by token file
         self.device = device()
         self.dtype = compute_dtype(quantization, self.device)
         attention = None if model.attention == "auto" else model.attention
         bits = bitsandbytes_arguments(quantization, dtype_name(self.dtype))
-        self.model: PreTrainedModel = task.auto_class().from_pretrained(
+        if bits and task.new_head:
+            bits["llm_int8_skip_modules"] = head_modules(_without_weights(load_config(model), task, labels))
+        auto_class, arguments = task.auto_class(), task.model_arguments(labels)
+        # What whoever loads an exported adapter has to say.
+        self.loaded_as: Final = {"auto_class": auto_class.__name__, "arguments": arguments, "bitsandbytes": bits}
+        self.model: PreTrainedModel
+        self.model, loaded = auto_class.from_pretrained(
             model.name,
             revision=model.revision,
             dtype=self.dtype,
@@ -208,7 +253,14 @@ class FrozenBase:
             attn_implementation=attention,
             trust_remote_code=False,
             use_safetensors=True,
+            ignore_mismatched_sizes=task.new_head,
+            output_loading_info=True,
+            **arguments,
         )
+        missing = {*loaded["missing_keys"], *(key for key, *_ in loaded["mismatched_keys"])}
+        self.new_modules: Final = _roots(missing, self.model)
+        if missing and not (task.new_head and all(map(self._is_head, self.new_modules))):
+            raise ValueError(f"{model.name} has no weights for {', '.join(sorted(missing))}, which {task.name} needs")
         self.model.requires_grad_(requires_grad=False)
         for module in self.model.modules():
             if hasattr(module, "support_avx512bf16_for_cpu"):
@@ -216,14 +268,30 @@ class FrozenBase:
                 # from then on adapters get no gradient, without an error.
                 module.support_avx512bf16_for_cpu = False
         self._biases: dict[str, torch.Tensor] = {}
+        self._heads: dict[str, torch.nn.Module] = {}
+
+    def _is_head(self, name: str) -> bool:
+        return any(name == head or name.startswith(f"{head}.") for head in head_modules(self.model))
 
     def attach(self, config: TrialConfig) -> PeftModel:
-        """Put a fresh adapter on the base; returns PEFT's model over the same weights."""
+        """Put a fresh adapter, and a fresh head where the base has none, on the base.
+
+        Returns:
+            PEFT's model over the same weights.
+        """
         lora = config.lora
         if lora.bias != "none":
             self._biases = {name: p.detach().clone() for name, p in self.model.named_parameters() if "bias" in name}
-        peft_model = get_peft_model(self.model, lora_config(lora, config.targets, self.task.peft_type, config.model))
-        _seed_adapter(peft_model, config.seed)
+        arguments = lora_config(lora, config.targets, self.task.peft_type, config.model, self.new_modules)
+        arguments.fan_in_fan_out = any(isinstance(module, Conv1D) for module in self.model.modules())  # GPT-2
+        self._heads = dict(self.model.named_modules()) if self.task.new_head else {}
+        peft_model = get_peft_model(self.model, arguments)
+        self._heads = {
+            name: self._heads[name]
+            for name, module in self.model.named_modules()
+            if isinstance(module, ModulesToSaveWrapper)
+        }
+        _seed_adapter(peft_model, config.seed, self.new_modules)
         if config.training.gradient_checkpointing:
             self.model.gradient_checkpointing_enable({"use_reentrant": False})
             self.model.enable_input_require_grads()
@@ -235,6 +303,9 @@ class FrozenBase:
             self.model.gradient_checkpointing_disable()
             self.model.disable_input_require_grads()
         peft_model.unload()
+        for name, module in self._heads.items():
+            self.model.set_submodule(name, module)  # PEFT leaves the trained copy of the head
+        self._heads = {}
         self.model.requires_grad_(requires_grad=False)
         for name, parameter in self.model.named_parameters():
             parameter.grad = None
@@ -245,17 +316,23 @@ class FrozenBase:
             del self.model.peft_config  # else PEFT warns that a second adapter is put on
 
 
+def _roots(keys: Collection[str], model: PreTrainedModel) -> list[str]:
+    """Modules that hold these parameters: a head as a whole, otherwise the module itself."""
+    prefix = f"{model.base_model_prefix}."
+    return sorted({key.rsplit(".", 1)[0] if key.startswith(prefix) else key.split(".")[0] for key in keys})
+
+
 class BaseCache:
     """Keeps the frozen base of a process between trials, one at a time: the old one goes before the new one comes."""
 
     def __init__(self) -> None:
         self._base: FrozenBase | None = None
 
-    def get(self, model: ModelConfig, task: Task, quantization: str) -> FrozenBase:
+    def get(self, model: ModelConfig, task: Task, quantization: str, labels: tuple[str, ...] = ()) -> FrozenBase:
         """The base of that key, loaded if it is not the one at hand."""
-        if self._base is None or self._base.key != base_key(model, task, quantization):
+        if self._base is None or self._base.key != base_key(model, task, quantization, labels):
             self.drop()
-            self._base = FrozenBase(model, task, quantization)
+            self._base = FrozenBase(model, task, quantization, labels)
         return self._base
 
     def drop(self) -> None:
@@ -266,13 +343,15 @@ class BaseCache:
             torch.cuda.empty_cache()
 
 
-def base_key(model: ModelConfig, task: Task, quantization: str) -> tuple[str, ...]:
+def base_key(model: ModelConfig, task: Task, quantization: str, labels: tuple[str, ...] = ()) -> tuple[str, ...]:
     """What trials must have in common to share frozen weights."""
-    return (task.name, model.name, model.revision or "", model.attention, quantization)
+    return (task.name, model.name, model.revision or "", model.attention, quantization, *labels)
 
 
-def lora_config(lora: LoraConfiguration, targets: tuple[str, ...], task_type: str, model: ModelConfig) -> LoraConfig:
-    """PEFT's own configuration of an adapter."""
+def lora_config(
+    lora: LoraConfiguration, targets: tuple[str, ...], task_type: str, model: ModelConfig, heads: Sequence[str] = ()
+) -> LoraConfig:
+    """PEFT's own configuration of an adapter; `heads` are trained in full and saved with it."""
     return LoraConfig(
         r=lora.rank,
         lora_alpha=int(lora.alpha) if float(lora.alpha).is_integer() else lora.alpha,
@@ -280,22 +359,33 @@ def lora_config(lora: LoraConfiguration, targets: tuple[str, ...], task_type: st
         target_modules=list(targets),
         bias=lora.bias,
         task_type=task_type,
+        modules_to_save=list(heads) or None,
         base_model_name_or_path=model.name,
         revision=model.revision,
     )
 
 
 @torch.no_grad()
-def _seed_adapter(peft_model: PeftModel, seed: int) -> None:
+def _seed_adapter(peft_model: PeftModel, seed: int, heads: Sequence[str]) -> None:
     """Draw the initial A from a generator keyed on (seed, module), row by row: rank 4 is a part of rank 8.
 
     Same distribution as PEFT's (Kaiming uniform with a = sqrt 5, which is uniform in ±1/sqrt(inputs)); B stays zero.
+    A new head is drawn from the same seed, so that it does not depend on which trials the process ran before.
     """
+    spread = getattr(peft_model.config, "initializer_range", None) or 0.02
     for name, parameter in peft_model.named_parameters():
         if ".lora_A." in name:
             bound = parameter.shape[1] ** -0.5
             drawn = seeded_generator(seed, "lora_A", name).random(tuple(parameter.shape), dtype="float32")
             parameter.copy_(torch.from_numpy((2 * drawn - 1) * bound))
+        elif ".modules_to_save." in name and any(f".{head}.modules_to_save." in name for head in heads):
+            if name.endswith("bias"):
+                parameter.zero_()
+            elif parameter.dim() == 1:
+                parameter.fill_(1)  # the scale of a norm
+            else:
+                drawn = seeded_generator(seed, "head", name).standard_normal(tuple(parameter.shape), dtype="float32")
+                parameter.copy_(torch.from_numpy(drawn * spread))
 
 
 def resident_tensors(model: torch.nn.Module) -> Iterator[torch.Tensor]:

@@ -18,20 +18,23 @@ from safetensors.torch import load_file, save_file
 from torch.utils.data import DataLoader, Dataset
 from transformers import get_scheduler
 
-from lorafront.trainables.data import TokenData, row_order
+from lorafront.trainables.data import TokenData, TokenRows, row_order
 from lorafront.trainables.data import load as load_tokens
-from lorafront.trainables.evaluate import mean_nll, perplexity
+from lorafront.trainables.evaluate import tally
+from lorafront.trainables.master_weights import MasterWeights
 from lorafront.trainables.memory_meter import Memory, measure_peak
-from lorafront.trainables.models import BaseCache, FrozenBase, dtype_name, resident_tensors
+from lorafront.trainables.models import BaseCache, FrozenBase, dtype_name, load_tokenizer, resident_tensors
 from lorafront.trainables.session import Measurements
 from lorafront.trainables.task import task_named
+from lorafront.trainables.user_code import load_reference
 
 if TYPE_CHECKING:
     from lorafront.trainables.config import TrialConfig
 
 # Our names to those of `transformers.get_scheduler`, whose plain `constant` has no warm-up.
 SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
-ADAPTER, OPTIMIZER, STATE = "adapter", "optimizer.safetensors", "state.json"
+ADAPTER, OPTIMIZER, STATE, BASE = "adapter", "optimizer.safetensors", "state.json", "base.json"
+MASTER = "master"  # prefix of float32 copies among the optimizer's tensors
 Batch = dict[str, torch.Tensor]
 
 
@@ -49,16 +52,16 @@ class PeftSession:
         self.total_steps: Final = -(-config.rows // config.rows_per_step)
         self.step = 0
         self.train_seconds = 0.0
-        self.tokens = 0  # not padding
         self._losses: list[torch.Tensor] = []
         self._grad_norm = torch.zeros(())
         self.model = base.attach(config)
         self.model.train()
+        self.model.config.pad_token_id = data.pad_id  # a classifier on a decoder looks for the end of a row by it
         self.trained: Final = [p for p in self.model.parameters() if p.requires_grad]
         self._start_optimizer()
         self._batches: Iterator[Batch] | None = None
         self.memory: Final = self._probe_memory()
-        self.base_nll: Final = self._base_nll()
+        self.references: Final = self._bare_base()
         torch.manual_seed(config.seed)  # dropout starts the same whether the base was evaluated just now or before
 
     @property
@@ -83,30 +86,26 @@ class PeftSession:
         loss_sum = torch.zeros((), device=self.base.device)
         sixteen_bit = self.base.dtype != torch.float32
         for batch in batches:
-            self.tokens += int(batch["attention_mask"].sum())
             on_device = {name: tensor.to(self.base.device, non_blocking=True) for name, tensor in batch.items()}
             with torch.autocast(self.base.device.type, dtype=self.base.dtype, enabled=sixteen_bit):
                 loss = self.task.nll(self.model, on_device) / targets
             self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
             loss_sum += loss.detach()
+        self.masters.take_gradients()
         self.scaler.unscale_(self.optimizer)
-        self._grad_norm = torch.nn.utils.clip_grad_norm_(self.trained, self.config.training.max_grad_norm)
+        self._grad_norm = torch.nn.utils.clip_grad_norm_(self.masters.parameters, self.config.training.max_grad_norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
+        self.masters.give_values()
         self.schedule.step()
         self.optimizer.zero_grad(set_to_none=True)
         self._losses.append(loss_sum)  # read once per rung: each read waits for the device
         self.step += 1
 
-    def evaluate(self) -> Measurements:
-        """Evaluate on the whole evaluation split."""
-        training = self.config.training
-        nll = mean_nll(self.model, self.task, self.data, training.eval_batch_size or self.batch_size, self.base.device)
+    def evaluate(self) -> dict[str, Any]:
+        """Evaluate on the whole evaluation split and the second sets; the user's functions at the end of the trial."""
         trainable, total = self.model.get_nb_trainable_parameters()  # knows that 4-bit weights are packed
         measured = Measurements(
-            eval_loss=nll,
-            perplexity=perplexity(nll),
-            base_perplexity=perplexity(self.base_nll),
             trainable_params=trainable,
             trainable_percent=100 * trainable / total,
             adapter_mb=sum(p.numel() * p.element_size() for p in self.trained) / 1e6,
@@ -119,9 +118,36 @@ class PeftSession:
             measured["grad_norm"] = float(self._grad_norm)
             self._losses = []
         if self.train_seconds > 0:
-            measured["tokens_per_second"] = self.tokens / self.train_seconds
-            measured["seconds_per_epoch"] = self.train_seconds * len(self.data.train) / self.rows_seen
-        return measured
+            rows = self.data.train
+            seen = list(islice(row_order(len(rows), self.config.seed), self.rows_seen))
+            measured["tokens_per_second"] = int(rows.lengths[seen].sum()) / self.train_seconds
+            measured["seconds_per_epoch"] = self.train_seconds * len(rows) / self.rows_seen
+        own = self._functions() if self.rows_seen >= self.config.rows else {}
+        return {**measured, **self._quality(), **{f"base_{k}": v for k, v in self.references.items()}, **own}
+
+    def _quality(self) -> dict[str, float]:
+        """The task's metrics on the evaluation split, and the loss on every second set as `eval_NAME_loss`."""
+        size = self.config.training.eval_batch_size or self.batch_size
+
+        def metrics(rows: TokenRows) -> dict[str, float]:
+            return self.task.metrics(tally(self.model, self.task, rows, self.data.pad_id, size, self.base.device))
+
+        second = {f"eval_{name}_loss": metrics(rows)["eval_loss"] for name, rows in self.data.also.items()}
+        return {**metrics(self.data.evaluation), **second}
+
+    def _functions(self) -> dict[str, float]:
+        """The user's own measurements; whatever they draw or switch does not reach the training."""
+        if not self.config.functions:
+            return {}
+        tokenizer = load_tokenizer(self.config.model)
+        devices = [self.base.device] if self.base.device.type == "cuda" else []
+        measured = {}
+        with torch.no_grad(), torch.random.fork_rng(devices):
+            for name, reference in self.config.functions.items():
+                self.model.eval()
+                measured[name] = load_reference(reference, self.config.code)(self.model, tokenizer)
+                self.model.train()
+        return {name: value.item() if hasattr(value, "item") else value for name, value in measured.items()}
 
     def save(self, folder: Path) -> None:
         """Write adapter (an ordinary PEFT folder), optimizer state, and position."""
@@ -129,11 +155,11 @@ class PeftSession:
         leaves = dict(_leaves(self.optimizer.state_dict()["state"], ()))
         # Cloned, because bitsandbytes shares one table between states and safetensors keeps none twice.
         tensors = {k: v.detach().cpu().clone() for k, v in leaves.items() if isinstance(v, torch.Tensor)}
-        save_file(tensors, folder / OPTIMIZER)
+        masters = {f"{MASTER}/{place}": value for place, value in self.masters.state().items()}
+        save_file({**tensors, **masters}, folder / OPTIMIZER)
         position = {
             "step": self.step,
             "train_seconds": self.train_seconds,
-            "tokens": self.tokens,
             "schedule": {k: v for k, v in self.schedule.state_dict().items() if not callable(v) and k != "lr_lambdas"},
             "scaler": self.scaler.state_dict(),
             "optimizer": {k: v for k, v in leaves.items() if k not in tensors},
@@ -142,6 +168,8 @@ class PeftSession:
         if self.base.device.type == "cuda":
             position["rng_cuda"] = torch.cuda.get_rng_state(self.base.device).numpy().tobytes().hex()
         (folder / STATE).write_text(json.dumps(position), encoding="utf-8")
+        base = {**self.base.loaded_as, "pad_token_id": self.data.pad_id}
+        (folder / BASE).write_text(json.dumps(base), encoding="utf-8")
 
     def load(self, folder: Path) -> None:
         """Continue from what `save` wrote."""
@@ -151,19 +179,24 @@ class PeftSession:
         position = json.loads((folder / STATE).read_text(encoding="utf-8"))
         current = self.optimizer.state_dict()
         state: dict[Any, Any] = {}
+        masters: dict[str, torch.Tensor] = {}
         for key, value in [*load_file(folder / OPTIMIZER).items(), *position["optimizer"].items()]:
             index, *names = key.split("/")
+            if index == MASTER:
+                masters[names[0]] = value
+                continue
             here = state.setdefault(int(index), {})
             for name in names[:-1]:
                 here = here.setdefault(name, {})
             here[names[-1]] = value
+        self.masters.load(masters)
         self.optimizer.load_state_dict({"state": state, "param_groups": current["param_groups"]})
         lambdas = [None] * len(self.optimizer.param_groups)  # functions of the step; they are here already
         self.schedule.load_state_dict({**position["schedule"], "lr_lambdas": lambdas})
         for group, rate in zip(self.optimizer.param_groups, self.schedule.get_last_lr(), strict=True):
             group["lr"] = rate
         self.scaler.load_state_dict(position["scaler"])
-        self.step, self.tokens = position["step"], position["tokens"]
+        self.step = position["step"]
         self.train_seconds = position["train_seconds"]
         self._batches = None  # made anew, from the row that comes next
         torch.set_rng_state(_byte_tensor(position["rng"]))
@@ -183,8 +216,9 @@ class PeftSession:
             make: Any = bitsandbytes.optim.PagedAdamW8bit
         else:
             make = torch.optim.AdamW
+        self.masters = MasterWeights(self.trained)
         self.optimizer: torch.optim.Optimizer = make(
-            self.trained, lr=lora.learning_rate, weight_decay=lora.weight_decay
+            self.masters.parameters, lr=lora.learning_rate, weight_decay=lora.weight_decay
         )
         self.schedule = get_scheduler(
             SCHEDULES[lora.scheduler],
@@ -212,7 +246,7 @@ class PeftSession:
         with torch.no_grad():
             for parameter, value in zip(self.trained, before, strict=True):
                 parameter.copy_(value)
-        self.step, self.tokens, self._losses = 0, 0, []
+        self.step, self._losses = 0, []
         self._start_optimizer()
         return memory
 
@@ -225,12 +259,13 @@ class PeftSession:
         start = longest // self.batch_size * self.batch_size
         return self.task.collate(rows, seen[start : start + self.batch_size], self.data.pad_id)
 
-    def _base_nll(self) -> float:
+    def _bare_base(self) -> dict[str, float]:
         """Evaluation before the first step; B is zero, so it is the base's own, once per base and data."""
-        known = self.base.base_nll
+        if self.task.new_head:
+            return {}  # an untrained head says nothing
+        known = self.base.references
         if self.config.tokens not in known:
-            size = self.config.training.eval_batch_size or self.batch_size
-            known[self.config.tokens] = mean_nll(self.model, self.task, self.data, size, self.base.device)
+            known[self.config.tokens] = self._quality()
         return known[self.config.tokens]
 
     def _loader(self) -> Iterator[Batch]:
@@ -253,7 +288,7 @@ class PeftSession:
 def open_session(config: TrialConfig, bases: BaseCache) -> PeftSession:
     """A session for a trial, on the base that `bases` holds or loads."""
     torch.set_num_threads(config.threads)
-    base = bases.get(config.model, task_named(config.task), config.lora.quantization)
+    base = bases.get(config.model, task_named(config.task, config.code), config.lora.quantization, config.labels)
     return PeftSession(base, config, load_tokens(config.tokens))
 
 

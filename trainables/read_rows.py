@@ -9,11 +9,13 @@ from __future__ import annotations
 import csv
 import io
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lorafront.spaces.errors import InvalidInput, Problem
+from lorafront.trainables.config import RowSource
 from lorafront.trainables.hub import hub_answers, local_folder_or_file, unreachable
 
 TEXT_SUFFIXES = frozenset({".txt", ".text", ".md", ".rst"})
@@ -39,40 +41,38 @@ class RawData:
     columns: list[str]
 
 
-def read_data(name: str, key: str, config_name: str | None = None, revision: str | None = None) -> RawData:
-    """Read `name`: a file, a folder, or a data set on the hub.
-
-    Args:
-        name: path or hub name.
-        key: key of the search file that holds it, for messages (`path`, `eval_path`).
-        config_name: configuration of a hub data set.
-        revision: commit, tag or branch of a hub data set.
+def read_data(source: RowSource) -> RawData:
+    """Read a file, a folder, or a data set on the hub.
 
     Raises:
         InvalidInput: it is missing, empty, not UTF-8, malformed, or cannot be downloaded.
     """
-    try:
-        place = local_folder_or_file(name)
-        if place is None:
-            data = _from_hub(name, config_name, revision)
-        elif place.is_dir():
-            data = _from_folder(place)
-        else:
-            data = RawData(read_file(place), None, str(name), [])
-    except InvalidInput as error:
-        raise InvalidInput([Problem(("data", key), problem.message) for problem in error.problems]) from error
+    place = local_folder_or_file(source.path)
+    if place is None:
+        data = _from_hub(source.path, source.config_name, source.revision)
+    elif place.is_dir():
+        data = _from_folder(place, source.header)
+    else:
+        data = RawData(read_file(place, source.header), None, source.path, [])
     if not data.train:
-        raise InvalidInput([Problem(("data", key), f"{name} has 0 rows")])
-    return RawData(data.train, data.evaluation, str(name), list(data.train[0]))
+        raise InvalidInput(f"{source.path} has 0 rows")
+    return RawData(data.train, data.evaluation, source.path, list(data.train[0]))
 
 
-def read_file(path: Path) -> list[dict[str, Any]]:
-    """Rows of one local file, by its suffix. A text file is one row with the column `text`."""
+def read_file(path: Path, header: Sequence[str] | None = None) -> list[dict[str, Any]]:
+    """Rows of one local file, by its suffix. A text file is one row with the column `text`.
+
+    Args:
+        path: the file.
+        header: names of the columns, for a CSV or TSV file without a header line.
+    """
     suffix = path.suffix.lower()
+    if header is not None and suffix not in CSV_SUFFIXES:
+        raise InvalidInput([Problem(("header",), f"only CSV and TSV files take one (got {path.name})")])
     if suffix in JSON_SUFFIXES:
         return _json_rows(path)
     if suffix in CSV_SUFFIXES:
-        return _csv_rows(path)
+        return _csv_rows(path, header)
     if suffix == ".parquet":
         return _parquet_rows(path)
     text = _utf8(path)
@@ -117,17 +117,23 @@ def _parse(text: str, path: Path, line: int) -> Any:
         raise InvalidInput(f"{path}, {where}: malformed JSON ({error.msg})") from error
 
 
-def _csv_rows(path: Path) -> list[dict[str, Any]]:
-    """Every cell is text; a row with more or fewer cells than the header is refused."""
-    separator = "\t" if path.suffix.lower() == ".tsv" else ","
-    reader = csv.DictReader(io.StringIO(_utf8(path)), delimiter=separator, strict=True)
+def _csv_rows(path: Path, header: Sequence[str] | None) -> list[dict[str, Any]]:
+    """Every cell is text; a row with more or fewer cells than the header is refused.
+
+    In a TSV file a quotation mark is a character like others, as its writers mean it.
+    """
+    text = io.StringIO(_utf8(path))
+    if path.suffix.lower() == ".tsv":
+        reader = csv.DictReader(text, header, delimiter="\t", quoting=csv.QUOTE_NONE, strict=True)
+    else:
+        reader = csv.DictReader(text, header, strict=True)
+    csv.field_size_limit(2**31 - 1)  # the library's own limit is 128 kB
     try:
         rows: list[dict[str, Any]] = []
         for row in reader:
             if None in row or None in row.values():
-                raise InvalidInput(
-                    f"{path}, line {reader.line_num}: the header names {len(reader.fieldnames or [])} columns"
-                )
+                named = f"the header names {len(reader.fieldnames or [])} columns, this line has another number"
+                raise InvalidInput(f"{path}, line {reader.line_num}: {named}")
             rows.append(row)
     except csv.Error as error:
         raise InvalidInput(f"{path}, line {reader.line_num}: {error}") from error
@@ -144,7 +150,7 @@ def _parquet_rows(path: Path) -> list[dict[str, Any]]:
         raise InvalidInput(f"{path} cannot be read as Parquet: {error}") from error
 
 
-def _from_folder(folder: Path) -> RawData:
+def _from_folder(folder: Path, header: Sequence[str] | None) -> RawData:
     """Files named after a split are that split (`train*`, `valid*`, `dev*`, `test*`); others are for training."""
     known = TEXT_SUFFIXES | JSON_SUFFIXES | CSV_SUFFIXES | {".parquet"}
     files = sorted(path for path in folder.iterdir() if path.suffix.lower() in known)
@@ -153,7 +159,7 @@ def _from_folder(folder: Path) -> RawData:
         raise InvalidInput(f"folder {folder} holds no file ending in {', '.join(sorted(known))}")
     by_split: dict[str, list[dict[str, Any]]] = {"train": [], "eval": [], "test": []}
     for path in files:
-        by_split[_split_of(path)].extend(read_file(path))
+        by_split[_split_of(path)].extend(read_file(path, header))
     if not by_split["train"]:
         raise InvalidInput(f"folder {folder} holds no training rows: name a file in it, or name one train.*")
     return RawData(by_split["train"], by_split["eval"] or by_split["test"] or None, str(folder), [])

@@ -6,16 +6,17 @@ Implementations: `PeftSession` (stock PEFT, the reference) and `ToySession` (no 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Protocol, TypedDict
+from typing import Any, Protocol, TypedDict
 
 
 class Measurements(TypedDict, total=False):
-    """What a session reports at a rung, under the names of the objectives; see `Objective` for their units."""
+    """What a session reports at a rung beside its task's own metrics; see `Objective` for units.
 
-    perplexity: float
-    eval_loss: float
+    A task adds `eval_loss` and its quality (`perplexity`, or `accuracy` and `f1`), each also with `base_` before it for
+    the bare base; a second evaluation set adds `eval_NAME_loss`, a function of the user its own name.
+    """
+
     train_loss: float
-    base_perplexity: float
     peak_vram_gb: float
     peak_reserved_gb: float
     process_memory_gb: float
@@ -40,7 +41,7 @@ class Session(Protocol):
     def train(self, rows: int) -> None:
         """Take optimizer steps until at least `rows` training rows have been seen."""
 
-    def evaluate(self) -> Measurements:
+    def evaluate(self) -> dict[str, Any]:
         """Evaluate on the whole evaluation split; changes nothing that training depends on."""
 
     def save(self, folder: Path) -> None:

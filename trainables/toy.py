@@ -10,6 +10,7 @@ import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from lorafront.spaces.lora import LoraConfiguration
 from lorafront.trainables.data import seeded_generator
@@ -43,19 +44,18 @@ class ToySession:
         """Move on to `rows`."""
         self.rows_seen = max(self.rows_seen, rows)
 
-    def evaluate(self) -> Measurements:
+    def evaluate(self) -> dict[str, Any]:
         """A power law in rows, with one part in a thousand of noise."""
         noise = float(seeded_generator(self.seed, self.lora.fingerprint).normal())
         value = toy_floor(self.lora) + 40 / math.sqrt(self.rows_seen + 1) + 0.001 * noise
-        return Measurements(
-            perplexity=value,
-            eval_loss=math.log(value),
+        measured = Measurements(
             peak_vram_gb=toy_memory_gib(self.lora),
             peak_vram_source="toy",
             trainable_params=self.lora.rank * 1000,
             adapter_mb=self.lora.rank * 0.004,
             train_seconds=self.rows_seen * 1e-3,
         )
+        return {**measured, "perplexity": value, "eval_loss": math.log(value)}
 
     def save(self, folder: Path) -> None:
         """One small file."""

@@ -17,8 +17,9 @@ from support import SHARED_DATA
 from lorafront.spaces.errors import InvalidInput
 from lorafront.trainables.causal_lm import CAUSAL_LM, IGNORE
 from lorafront.trainables.config import DataConfig, ModelConfig
-from lorafront.trainables.data import TokenData, TokenRows, load, prepare, read, row_order, seeded_generator, store
+from lorafront.trainables.data import TokenData, TokenRows, load, prepare, row_order, seeded_generator, store
 from lorafront.trainables.models import load_tokenizer
+from lorafront.trainables.row_sets import read_sets
 
 Prepare = Callable[..., TokenData]
 
@@ -29,7 +30,9 @@ def prepared(tiny_model: ModelConfig, tmp_path: Path) -> Prepare:
 
     def run(path: Path | str, **options: Any) -> TokenData:
         config = DataConfig(path=str(path), **{"max_length": 64, **options})
-        return prepare(read(config), config, CAUSAL_LM, tokenizer, tmp_path / "tokens", train_batch=2, eval_batch=2)[1]
+        return prepare(
+            read_sets(config, CAUSAL_LM), config, CAUSAL_LM, tokenizer, tmp_path / "tokens", train_batch=2, eval_batch=2
+        )[1]
 
     return run
 
@@ -95,15 +98,20 @@ def test_cache_file_gives_back_what_went_in(tiny_model: ModelConfig, qa_file: Pa
     mine = tmp_path / "mine.jsonl"
     mine.write_text(qa_file.read_text())
     config = DataConfig(path=str(mine), format="question_answer", max_length=24)
-    file, data = prepare(read(config), config, CAUSAL_LM, tokenizer, tmp_path, train_batch=1, eval_batch=1)
+    file, data = prepare(
+        read_sets(config, CAUSAL_LM), config, CAUSAL_LM, tokenizer, tmp_path, train_batch=1, eval_batch=1
+    )
     assert not file.exists()
     store(file, data)
     loaded = load(file)
     assert np.array_equal(loaded.train.ids, data.train.ids)
-    assert np.array_equal(loaded.evaluation.masked, data.evaluation.masked)
+    assert np.array_equal(loaded.evaluation.targets, data.evaluation.targets)
     assert (loaded.pad_id, loaded.notes) == (data.pad_id, data.notes)
     mine.write_text(qa_file.read_text().replace("It is 4.", "It is 5."))
-    assert prepare(read(config), config, CAUSAL_LM, tokenizer, tmp_path, train_batch=1, eval_batch=1)[0] != file
+    assert (
+        prepare(read_sets(config, CAUSAL_LM), config, CAUSAL_LM, tokenizer, tmp_path, train_batch=1, eval_batch=1)[0]
+        != file
+    )
 
 
 @given(st.integers(1, 50), st.integers(0, 1000))

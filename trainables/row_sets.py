@@ -1,0 +1,141 @@
+"""The rows of a search, checked before anything is encoded: the main set, its evaluation set, the second sets.
+
+All that is wrong with any of them is raised together, each with the key of the file that names it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lorafront.spaces.errors import InvalidInput, Problem, did_you_mean
+from lorafront.trainables.config import DataConfig, RowSource
+from lorafront.trainables.formats import Row, RowFormat, check_columns, check_rows, format_named
+from lorafront.trainables.read_rows import RawData, read_data
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from lorafront.trainables.task import Task
+
+Pairs = list[tuple[str, str]]  # (prompt, completion), or (text, label)
+
+
+@dataclass(frozen=True)
+class RawSet:
+    """Rows of one source that have every column that their format needs.
+
+    Attributes:
+        rows: rows to train on, or to split; of a set that is only evaluated, all of it.
+        evaluation: rows of a split of its own, where the source names one.
+        form: how a row is read.
+        source: for messages.
+        key: where the file names it.
+    """
+
+    rows: list[Row]
+    evaluation: list[Row] | None
+    form: RowFormat
+    source: str
+    key: tuple[str, ...]
+
+    def pairs(self, rows: list[Row], tokenizer: PreTrainedTokenizerBase) -> Pairs:
+        """(prompt, completion) of each."""
+        try:
+            return [self.form.split(row, tokenizer) for row in rows]
+        except InvalidInput as error:
+            raise InvalidInput(
+                [Problem((*self.key[:-1], "format"), f"{self.source}: {p.message}") for p in error.problems]
+            ) from error
+
+
+@dataclass(frozen=True)
+class RowSets:
+    """Raw rows of a search: the main set, its evaluation set where that is a source of its own, and the second sets."""
+
+    main: RawSet
+    evaluation: RawSet | None
+    also: dict[str, RawSet]
+
+
+def read_sets(data: DataConfig, task: Task, code: Path | None = None) -> RowSets:
+    """Read the rows and check that they are what their format says.
+
+    Args:
+        data: the `data` section of a search file.
+        task: what the rows are for.
+        code: folder of the user's own formats.
+
+    Raises:
+        InvalidInput: the data is missing, malformed, empty, lacks a column, holds a value of the wrong type, or is of a
+            format that the task cannot use.
+    """
+    problems: list[Problem] = []
+
+    def one(source: RowSource, key: tuple[str, ...], form: str) -> RawSet | None:
+        try:
+            return _read_set(source, key, form, task, code)
+        except InvalidInput as error:
+            problems.extend(error.problems)
+            return None
+
+    main = one(data, ("data", "path"), data.format)
+    own = None
+    if data.eval_path is not None:
+        own = one(data.model_copy(update={"path": data.eval_path}), ("data", "eval_path"), data.format)
+    also = {
+        name: one(source, ("data", "also_evaluate", name, "path"), source.format or data.format)
+        for name, source in data.also_evaluate.items()
+    }
+    if problems or main is None:
+        raise InvalidInput(problems)
+    return RowSets(main, own, {name: found for name, found in also.items() if found is not None})
+
+
+def _read_set(source: RowSource, key: tuple[str, ...], form_name: str, task: Task, code: Path | None) -> RawSet:
+    where = (*key[:-1], "format")
+    try:
+        form = format_named(form_name, code)
+    except InvalidInput as error:
+        raise InvalidInput([Problem(where, problem.message) for problem in error.problems]) from error
+    if task.needs_prompt and form.packed:
+        message = f"format {form_name} has nothing but text, and {task.name} needs a prompt or a label with it"
+        raise InvalidInput([Problem(where, message)])
+    try:
+        raw = _renamed(read_data(source), source, form)
+        check_columns(form_name, form, raw.columns, raw.source)
+        check_rows(form, raw.train, raw.source)
+        check_rows(form, raw.evaluation or [], f"{raw.source} (evaluation split)")
+    except InvalidInput as error:
+        raise InvalidInput(
+            [Problem(key if not p.path else (*key[:-1], *p.path), p.message) for p in error.problems]
+        ) from error
+    if key[-2] == "data":
+        return RawSet(raw.train, raw.evaluation, form, raw.source, key)
+    return RawSet(raw.evaluation or raw.train, None, form, raw.source, key)
+
+
+def _renamed(raw: RawData, source: RowSource, form: RowFormat) -> RawData:
+    """The rows under the names that the format knows (`columns`)."""
+    problems = []
+    for wanted, own in source.columns.items():
+        if wanted not in {*form.columns, *form.optional}:
+            known = [*form.columns, *form.optional]
+            message = f"is no column of this format; it has {', '.join(known)}.{did_you_mean(wanted, known)}"
+            problems.append(Problem(("columns", wanted), message))
+        elif own not in raw.columns:
+            message = (
+                f"{raw.source} has no column {own!r}; it has {', '.join(raw.columns)}.{did_you_mean(own, raw.columns)}"
+            )
+            problems.append(Problem(("columns", wanted), message))
+    if problems:
+        raise InvalidInput(problems)
+    if not source.columns:
+        return raw
+
+    def rename(rows: list[Row]) -> list[Row]:
+        return [{**row, **{wanted: row.get(own) for wanted, own in source.columns.items()}} for row in rows]
+
+    evaluation = rename(raw.evaluation) if raw.evaluation is not None else None
+    return RawData(rename(raw.train), evaluation, raw.source, [*raw.columns, *source.columns])
