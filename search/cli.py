@@ -43,7 +43,10 @@ def init(
     name: Annotated[str | None, typer.Option(help="Name of the search [the file's].")] = None,
     model: Annotated[str, typer.Option(help="Folder or hub name.")] = "Qwen/Qwen3-0.6B",
     data: Annotated[str, typer.Option(help="File, folder or hub name.")] = "tatsu-lab/alpaca",
-    row_format: Annotated[str, typer.Option("--format", help="Format of the rows.")] = "alpaca",
+    task: Annotated[str, typer.Option(help="causal_lm, seq_cls or seq_2_seq_lm.")] = "causal_lm",
+    row_format: Annotated[
+        str | None, typer.Option("--format", help="Format of the rows [alpaca; text_label for seq_cls].")
+    ] = None,
 ) -> None:
     """Write a commented search file."""
     from lorafront.search.init_file import commented
@@ -52,7 +55,8 @@ def init(
 
     if file.exists():
         raise InvalidInput(f"{file} exists already; give another name")
-    text = commented(name or file.stem, model, data, row_format)
+    chosen = row_format or ("text_label" if task == "seq_cls" else "alpaca")
+    text = commented(name or file.stem, model, data, task, chosen)
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(text, encoding="utf-8")
     try:

@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import json
 
+from lorafront.search.search_file import DEFAULT_OBJECTIVES
 from lorafront.spaces import presets
+from lorafront.spaces.objectives import OBJECTIVES
+from lorafront.trainables.formats import FORMATS
 
 TEMPLATE = """\
 # A lorafront search. Check it with `lorafront check FILE`, run it with `lorafront run FILE`.
 name: {name}                # names the folder, the study and the MLflow experiment
 
 model: {model}              # folder, or name on the Hugging Face hub
-task: causal_lm
+task: {task}               # causal_lm | seq_cls | seq_2_seq_lm
 
 data:
-  path: {data}              # file (.txt, .jsonl, .csv, .parquet), folder, or hub name
-  format: {format}          # text | prompt_completion | question_answer | alpaca
+  path: {data}              # file (.txt, .jsonl, .csv, .tsv, .parquet), folder, or hub name
+  format: {format}          # {formats}
+  # columns: {{text: sentence}}       # where the data calls a column otherwise
+  # header: [text, label]           # names of the columns of a CSV or TSV file without a header line
   # eval_path: valid.jsonl  # without it: the data's own validation split, else a seeded part of `path`
+  # also_evaluate: {{general: {{path: wiki.txt, format: text}}}}   # its loss is the objective eval_general_loss
   max_length: {max_length}  # tokens per row
   train_rows: {train_rows}
   eval_rows: {eval_rows}
@@ -32,7 +38,8 @@ space:
   learning_rate: {{low: 1e-5, high: 1e-3, log: true}}
   # also: batch_size, gradient_accumulation, weight_decay, warmup, scheduler
 
-objectives: [perplexity, peak_vram_gb]   # also train_seconds, trainable_params, adapter_mb
+objectives: [{quality}, peak_vram_gb]   # two to four of: {objectives};
+                                          # eval_NAME_loss; your own {{function: module:name, direction: maximize}}
 constraints: {{}}                          # such as {{peak_vram_gb: "<= 12"}}
 
 training:
@@ -53,10 +60,12 @@ seed: 0
 """
 
 
-def commented(name: str, model: str, data: str, row_format: str) -> str:
+def commented(name: str, model: str, data: str, task: str, row_format: str) -> str:
     """The file's text."""
     space = presets.DEFAULT_SPACE
     return TEMPLATE.format(
+        task=task, formats=" | ".join(FORMATS), objectives=", ".join(OBJECTIVES),
+        quality=DEFAULT_OBJECTIVES.get(task, ["perplexity"])[0],
         name=json.dumps(name), model=json.dumps(model), data=json.dumps(data), format=row_format, max_length=512,
         train_rows=2000, eval_rows=200, rank=_flow(space["rank"]), ratio=_flow(space["alpha"]["ratio"]),
         modules=_flow(space["modules"]), quantization=_flow(space["quantization"]), bias=_flow(space["bias"]),

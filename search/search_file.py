@@ -106,7 +106,7 @@ def _known_task(name: object) -> object:
         raise PydanticCustomError(
             "rule",
             "must be one of {known}, or your own as module:name (got {value}).{hint}",
-            {"known": ", ".join(TASKS), "value": repr(name), "hint": did_you_mean(name, TASKS)},
+            {"known": ", ".join(TASKS), "value": repr(name), "hint": did_you_mean(name.lower(), TASKS)},
         )
     return name
 

@@ -144,7 +144,7 @@ def test_check_prints_the_resolved_file(run: Run, text_file: Path, tmp_path: Pat
     file.write_text(f"name: ok\nmodel: {TINY_LLAMA}\ndata: {{path: {text_file}, max_length: 64}}\n")
     code, out, err = run("check", "search.yaml")
     assert code == 0, err
-    assert "# space: 150 discrete configurations, times continuous dropout, learning_rate" in out
+    assert "# space: 150 different discrete configurations, times continuous dropout, learning_rate" in out
     assert "# modules query+value: q_proj, v_proj" in out
     (tmp_path / "again.yaml").write_text(out)
     again, first = (read_search_file(tmp_path / name).space for name in ("again.yaml", "search.yaml"))

@@ -31,7 +31,7 @@ def test_plain_lines_say_what_happens_and_what_is_left() -> None:
     seen.reported(0, report(32, 10.0, 1.5, Outcome.COMPLETE))
     seen.reported(1, Report(0, {}, Outcome.CUDA_OOM, "Traceback\nOutOfMemoryError: 2 GiB"))
     assert lines[1].startswith("trial 0 starts: r4 a8 attention bf16")
-    assert "at 16 of 32 rows: perplexity 20.00, peak VRAM 1.5 GiB" in lines[2]
+    assert "at 16 of 32 rows: perplexity 20.000, peak VRAM 1.5 GiB" in lines[2]
     assert lines[3].endswith("finished at full fidelity [1/4, 30 s left]")
     assert "ran out of GPU memory: OutOfMemoryError: 2 GiB [2/4" in lines[4]
 

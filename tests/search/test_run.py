@@ -83,7 +83,8 @@ def test_a_search_ends_with_its_budget_spent_and_a_front(real: tuple[StudyTable,
     members = front_of(table)
     assert {trial.number for trial in members} == expected
     assert all(trial.measurements["perplexity"] < trial.measurements["base_perplexity"] for trial in members)
-    assert set(table.base_perplexity) == {trial.lora.quantization for trial in table.complete if trial.lora}
+    kinds = {trial.lora.quantization for trial in table.complete if trial.lora}
+    assert set(table.references) == {f"bare base in {kind}" for kind in kinds}
     paths = root.search("real")
     assert [entry["trial"] for entry in json.loads(paths.front_json.read_text())] == [t.number for t in members]
     assert paths.front_png.read_bytes()[:4] == b"\x89PNG"

@@ -151,7 +151,7 @@ REFUSED = [
     (20, "space: {modules: ''}", "space.modules", f"{MODULES} (got '')"),
     (25, "training: {modules_to_save: [lm_haed]}", "training.modules_to_save", UNKNOWN),
     (26, "space: {bias: lora-only}", "space.bias", "must be one of none, lora_only, all (got 'lora-only'). Did"),
-    (26, "task: CAUSAL_LM", "task", "must be one of causal_lm (got 'CAUSAL_LM')"),
+    (26, "task: CAUSAL_LM", "task", "must be one of causal_lm, seq_cls, seq_2_seq_lm, or your own as module:name (got 'CAUSAL_LM')"),
     (27, "space: {rank: {low: 8, high: 4}}", "space.rank", "low (8) must be below high (4)"),
     (
         27,
@@ -198,7 +198,7 @@ REFUSED = [
         63,
         "objectives: [perplexity, vram]",
         "objectives[1]",
-        "unknown objective 'vram'; there is perplexity, peak_vram_gb",
+        "unknown objective 'vram'; there is perplexity, accuracy, f1, peak_vram_gb",
     ),
     (63, "objectives: [perplexity, adapter_gb]", "objectives[1]", "Did you mean 'adapter_mb'?"),
     (63, "objectives: [perplexity]", "objectives", "needs at least 2 entries (got ['perplexity'])"),

@@ -49,7 +49,7 @@ def table():
             TrialRecord(5, "RUNNING", lora(), 1, (Report(8, {"perplexity": 9.0}),), None, NOW, None),
             TrialRecord(6, "FAIL", None, 1, (), Report(0, {}, Outcome.NOT_RUN), NOW, NOW),
         ),
-        {"nf4": 11.5, "bf16": 10.25},
+        {"bare base in bf16": {"perplexity": 10.25, "eval_loss": 2.3}, "bare base in nf4": {"perplexity": 11.5}},
         (),
     )
 
@@ -163,7 +163,8 @@ def test_summary_counts_the_ends_and_names_the_front(table):
         "3 x finished at full fidelity",
         "1 x stopped early: others were ahead at the same rung",
         "1 x ran out of GPU memory",
-        "perplexity of the bare base: bf16 10.25, nf4 11.50",
+        "bare base in bf16: perplexity 10.250",
+        "bare base in nf4: perplexity 11.500",
         "front: 2 configurations",
         "trial 0: r16 a8 attention+mlp bf16 (perplexity 3.250, peak VRAM 8.5 GiB)",
         "trial 1: r4 a8 query nf4 (perplexity 4.500, peak VRAM 6 GiB)",
@@ -179,9 +180,9 @@ def test_summary_as_markdown_is_a_list(table):
 def test_trials_table_says_where_every_trial_stands(table):
     """Every trial has a row with the rows that it has seen, its newest values, and its state in words."""
     lines = drawn(trials_table(table), width=120)
-    assert row(lines, "0") == ["0", "r16", "a8", "attention+mlp", "bf16", "64", "3.25", "8.5", "front"]
-    assert row(lines, "2")[-4:] == ["64", "5.00", "9", "complete"]
-    assert row(lines, "3")[-4:] == ["64", "7.12", "5", "stopped"]
+    assert row(lines, "0") == ["0", "r16", "a8", "attention+mlp", "bf16", "64", "3.250", "8.5", "front"]
+    assert row(lines, "2")[-4:] == ["64", "5.000", "9", "complete"]
+    assert row(lines, "3")[-4:] == ["64", "7.125", "5", "stopped"]
     assert row(lines, "4")[-3:] == ["0", "cuda", "oom"]
-    assert row(lines, "5")[-3:] == ["8", "9.00", "running"]
+    assert row(lines, "5")[-3:] == ["8", "9.000", "running"]
     assert row(lines, "6") == ["6", "0", "not", "run"]
