@@ -18,6 +18,7 @@ from lorafront.spaces.lora import LoraConfiguration
 from lorafront.spaces.objectives import Objective
 
 OWN_COLUMN = {"dropout", "learning_rate"}  # others that vary stand beside the label: 80 columns are few
+MOST_BESIDE = 2  # objectives
 LABELLED = {"rank", "alpha", "modules", "quantization"}  # what a configuration's label says already
 COMPACT: dict[str, Any] = {"box": SIMPLE_HEAD, "pad_edge": False, "padding": (0, 1, 0, 0)}  # 80 columns are few
 SHORT = {
@@ -38,15 +39,16 @@ def front_table(table: StudyTable, members: Sequence[TrialRecord]) -> Table:
     """The front for a terminal of 80 columns: parameters that are the same everywhere go into the caption."""
     objectives = table.search.objective_list
     varying, constant = _parameters([trial.lora for trial in table.complete if trial.lora])
-    columns = [name for name in varying if name in OWN_COLUMN]
-    beside = [name for name in varying if name not in OWN_COLUMN]
+    # A column each where there is room for it.
+    columns = [name for name in varying if name in OWN_COLUMN and len(objectives) <= MOST_BESIDE]
+    beside = [name for name in varying if name not in columns]
     shown = Table(title=f"Pareto front of {table.search.name}", title_justify="left", caption_justify="left", **COMPACT)
     shown.add_column("trial", justify="right", no_wrap=True)
-    shown.add_column("configuration", overflow="fold")
+    shown.add_column("configuration", overflow="fold", min_width=20)
     for name in columns:
         shown.add_column(SHORT.get(name, name), justify="right", no_wrap=True)
     for objective in objectives:
-        shown.add_column(SHORT.get(objective.name, objective.name), justify="right", style="bold", no_wrap=True)
+        shown.add_column(heading(objective), justify="right", style="bold")
     for trial in members:
         label = (
             " ".join([trial.lora.label, *(f"{SHORT.get(n, n)} {_cell(trial.lora, n)}" for n in beside)])
@@ -170,11 +172,16 @@ def trials_table(table: StudyTable) -> Table:
 def trial_columns(shown: Table, objectives: Sequence[Objective]) -> None:
     """Columns of a table of trials in any state."""
     shown.add_column("trial", justify="right", no_wrap=True)
-    shown.add_column("configuration", overflow="fold")
+    shown.add_column("configuration", overflow="fold", min_width=16)
     shown.add_column("rows", justify="right", no_wrap=True)
     for objective in objectives:
-        shown.add_column(SHORT.get(objective.name, objective.name), justify="right", overflow="fold")
+        shown.add_column(heading(objective), justify="right", overflow="fold")
     shown.add_column("state", overflow="fold")
+
+
+def heading(objective: Objective) -> str:
+    """Of a column: words that can stand below each other."""
+    return SHORT.get(objective.name) or objective.name.removeprefix("eval_").replace("_", " ")
 
 
 def cells(measured: Mapping[str, Any], objectives: Sequence[Objective]) -> list[str]:
