@@ -25,6 +25,7 @@ from lorafront.spaces.parameters import values_of
 from lorafront.trainables import models
 from lorafront.trainables.config import ModelConfig, TrialConfig
 from lorafront.trainables.data import TokenData, prepare, store
+from lorafront.trainables.hub import hub_answers, local_folder_or_file, weights_on_hub
 from lorafront.trainables.row_sets import read_sets
 from lorafront.trainables.task import Task, task_named
 from lorafront.trainables.user_code import is_reference, load_reference
@@ -44,6 +45,7 @@ class Prepared:
         tokens: the token rows.
         rungs: training rows at which trials report.
         notes: what the user should know.
+        downloads: what a run fetches from the hub, a line each.
     """
 
     search: SearchFile
@@ -53,6 +55,7 @@ class Prepared:
     tokens: TokenData
     rungs: tuple[int, ...]
     notes: tuple[str, ...]
+    downloads: tuple[str, ...] = ()
 
     def trial(self, lora: LoraConfiguration) -> TrialConfig:
         """What a worker needs to train one configuration."""
@@ -114,6 +117,7 @@ def check(search: SearchFile, root: RootPaths, near: Path) -> Prepared:
     facts = checks.run(lambda: models.model_facts(config, task)) if config is not None and task is not None else None
     checks.problems += _machine(located)
     checks.problems += _objectives(located, task)
+    downloads = (checks.run(lambda: _downloads(located.model), "model") if config is not None else None) or []
     resolved: dict[str, modules.Resolved] = {}
     if config is not None and facts is not None:
         resolved = _modules(located, facts, checks)
@@ -153,7 +157,7 @@ def check(search: SearchFile, root: RootPaths, near: Path) -> Prepared:
     if checks.problems or facts is None or prepared is None or rungs is None:
         raise InvalidInput(checks.problems)
     notes = (*prepared[1].notes, *checks.notes, *_notes(located, rungs, max(rows_per_step)))
-    return Prepared(located, facts, resolved, prepared[0], prepared[1], rungs, notes)
+    return Prepared(located, facts, resolved, prepared[0], prepared[1], rungs, notes, tuple(downloads))
 
 
 class _Checks:
@@ -239,6 +243,18 @@ def _settled(
         )
         space = space.model_copy(update={"bias": different if len(different) > 1 else different[0]})
     return search.model_copy(update={"space": space})
+
+
+def _downloads(model: ModelConfig) -> list[str]:
+    """Weights that a run fetches; config, tokenizer and data are here once they are checked."""
+    if local_folder_or_file(model.name) is not None or not hub_answers():
+        return []
+    files = weights_on_hub(model.name, model.revision)
+    missing = [size for _, size, cached in files if not cached]
+    if not missing:
+        return [f"nothing, the weights of {model.name} are in the local cache"]
+    size = f"{sum(missing) / 1e9:.1f} GB" if sum(missing) >= 1e9 else f"{sum(missing) / 1e6:.1f} MB"  # noqa: PLR2004
+    return [f"{size} of weights of {model.name}, in {len(missing)} file{'s' if len(missing) > 1 else ''}"]
 
 
 def _machine(search: SearchFile) -> list[Problem]:

@@ -43,6 +43,7 @@ def resolved_text(prepared: Prepared, root: RootPaths) -> str:
         lines.append(f"{name}: " + ", ".join(f"{metric} {value:.4f}" for metric, value in measured.items()))
     lines.append("objectives: " + ", ".join(f"{o.name} ({o.direction})" for o in search.objective_list))
     lines.append(f"rungs: {', '.join(map(str, prepared.rungs))} training rows")
+    lines += [f"download: {what}" for what in prepared.downloads]
     tracking = open_tracking(search, root)
     lines.append(
         f"MLflow: {shown(tracking.uri)} ({tracking.source})" + (f"; {tracking.problem}" if tracking.problem else "")

@@ -58,3 +58,21 @@ def unreachable(kind: str, name: str, error: Exception) -> str:
         f"{name} is no {kind} in the current folder ({Path.cwd()}) and could not be loaded from the Hugging Face hub: "
         f"{reason}"
     )
+
+
+def weights_on_hub(name: str, revision: str | None) -> list[tuple[str, int, bool]]:
+    """(file, bytes, whether it is in the local cache) of the weights of a model on the hub.
+
+    Raises:
+        InvalidInput: it has none that can be read without running code.
+    """
+    from huggingface_hub import HfApi, try_to_load_from_cache
+
+    info = HfApi().model_info(name, revision=revision, files_metadata=True, timeout=PROBE_SECONDS)
+    sizes = {file.rfilename: file.size or 0 for file in info.siblings or []}
+    shards = [file for file in sizes if re.fullmatch(r"model-\d+-of-\d+\.safetensors", file)]
+    files = ["model.safetensors"] if "model.safetensors" in sizes else shards
+    if not files:
+        raise InvalidInput(f"{name} has no model*.safetensors; pickled weights are not loaded, convert them first")
+    found = [(file, try_to_load_from_cache(name, file, revision=info.sha)) for file in files]
+    return [(file, sizes[file], isinstance(place, str)) for file, place in found]

@@ -108,7 +108,9 @@ def test_bad_labels_are_refused(checked, tmp_path: Path, labels: list[Any], word
     (tmp_path / "a.jsonl").write_bytes(rows(*({"text": f"text {i}", "label": v} for i, v in enumerate(labels))))
     with pytest.raises(InvalidInput) as caught:
         checked(**SEQ_CLS, data={"path": "a.jsonl", **LABELLED})
-    assert [str(problem).startswith("data.path: ") and words in str(problem) for problem in caught.value.problems] == [True]
+    assert [str(problem).startswith("data.path: ") and words in str(problem) for problem in caught.value.problems] == [
+        True
+    ]
 
 
 @pytest.fixture

@@ -86,7 +86,9 @@ def test_a_group_trains_and_exports_or_says_why_not(family, tokens, group: str, 
     before = [tensor.clone() for tensor in resident_tensors(session.base.model.get_input_embeddings())]
     start = [p.detach().clone() for p in session.trained]
     session.train(8)
-    adapted = {n.split("base_model.model.")[1].split(".lora_")[0] for n, _ in session.model.named_parameters() if ".lora_" in n}
+    adapted = {
+        n.split("base_model.model.")[1].split(".lora_")[0] for n, _ in session.model.named_parameters() if ".lora_" in n
+    }
     assert adapted == set(found.names)
     assert all(not torch.equal(p, was) for p, was in zip(session.trained, start, strict=True))
     measured = session.evaluate()

@@ -97,7 +97,11 @@ def test_columns_and_header_name_what_the_data_calls_otherwise(
     ("options", "place", "words"),
     [
         ({"columns": {"question": "asks"}}, "data.columns.question", "no column 'asks'.* Did you mean 'ask'"),
-        ({"columns": {"questoin": "ask"}}, "data.columns.questoin", "no column of this format.* Did you mean 'question'"),
+        (
+            {"columns": {"questoin": "ask"}},
+            "data.columns.questoin",
+            "no column of this format.* Did you mean 'question'",
+        ),
         ({}, "data.path", "needs column 'question', which .* it has ask, answer"),
         ({"header": ["question", "answer"]}, "data.header", "only CSV and TSV"),
     ],

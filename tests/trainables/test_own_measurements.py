@@ -68,7 +68,9 @@ def test_the_loss_on_a_second_set_is_that_set_evaluated(
     assert found[0]["base_eval_other_loss"] == found[1]["base_eval_loss"]
 
 
-def test_a_function_measures_at_the_end_and_disturbs_nothing(make_trial: MakeTrial, bases: BaseCache, code: Path) -> None:
+def test_a_function_measures_at_the_end_and_disturbs_nothing(
+    make_trial: MakeTrial, bases: BaseCache, code: Path
+) -> None:
     """It is called once, at full fidelity, in evaluation mode; the losses are those of a trial without it."""
     own = {"functions": {"length": "own_code:answer_length"}, "code": code}
     losses = []
