@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from lorafront.search.search_file import DEFAULT_OBJECTIVES
+from lorafront.search.objective_entry import DEFAULT_OBJECTIVES
 from lorafront.spaces import presets
 from lorafront.spaces.objectives import OBJECTIVES
 from lorafront.trainables.formats import FORMATS

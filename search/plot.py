@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Literal
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
@@ -67,7 +68,7 @@ def _trials(
 
 def _staircase(axes: Axes, members: list[TrialRecord], horizontal: Objective, vertical: Objective) -> None:
     points = sorted(values(trial, [horizontal, vertical]) for trial in members)
-    where = "pre" if horizontal.direction == "maximize" else "post"
+    where: Literal["pre", "post"] = "pre" if horizontal.direction == "maximize" else "post"
     if points:
         axes.step([x for x, _ in points], [y for _, y in points], where=where, color=LINE, linewidth=1.6, zorder=3)
 

@@ -1,14 +1,12 @@
-"""The base model: its facts without weights, its quantization, and a frozen base that trials borrow.
+"""The base model: its files, its quantization, and a frozen base that trials borrow.
 
 A base is loaded once per process and lent to one adapter at a time; `attach` and `detach` leave it bit-identical.
 """
 
 from __future__ import annotations
 
-import copy
 import gc
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -19,42 +17,17 @@ from transformers import AutoConfig, AutoTokenizer, BitsAndBytesConfig, Pretrain
 from transformers.pytorch_utils import Conv1D
 
 from lorafront.spaces.errors import InvalidInput, Problem
-from lorafront.spaces.modules import is_head
 from lorafront.spaces.quantization import UNQUANTIZED, bitsandbytes_arguments
 from lorafront.trainables.config import ModelConfig, TrialConfig
 from lorafront.trainables.data import seeded_generator
 from lorafront.trainables.hub import hub_answers, local_folder_or_file, unreachable
+from lorafront.trainables.model_facts import head_modules, without_weights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from lorafront.spaces.lora import Bias, LoraConfiguration
+    from lorafront.spaces.lora import LoraConfiguration
     from lorafront.trainables.task import Task
-
-
-@dataclass(frozen=True)
-class ModelFacts:
-    """What can be known of a model from its config file.
-
-    Attributes:
-        linears: name to (inputs, outputs) of every linear module, the head included.
-        biased: names of the modules that have a bias.
-        positions: longest input that the model takes; None where it does not say.
-        vocabulary: rows of the token embedding.
-        parameters: number of parameters, tied ones once.
-    """
-
-    linears: dict[str, tuple[int, int]]
-    biased: frozenset[str]
-    positions: int | None
-    vocabulary: int
-    parameters: int
-
-    def same_bias(self, bias: Bias, adapted: Collection[str]) -> Bias:
-        """The least `bias` that trains the same as the given one where the modules of these names are adapted."""
-        if bias == "all" and self.biased <= set(adapted):
-            bias = "lora_only"
-        return "none" if bias == "lora_only" and not self.biased & set(adapted) else bias
 
 
 def device() -> torch.device:
@@ -156,63 +129,6 @@ def _check_folder(place: Path) -> None:
         )
 
 
-def model_facts(config: PretrainedConfig, task: Task, labels: tuple[str, ...] = ("0", "1")) -> ModelFacts:
-    """Build the model on the meta device (no weights, no memory) and read what a space needs.
-
-    Raises:
-        InvalidInput: the model is not of the kind that the task trains.
-    """
-    try:
-        model = _without_weights(config, task, labels)
-    except ValueError as error:
-        raise InvalidInput(
-            [Problem(("task",), f"a model of type {config.model_type} cannot be trained for {task.name}")]
-        ) from error
-    return ModelFacts(
-        linears=dict(_linears(model)),
-        # PEFT's own test: every parameter with `bias` in its name. A new head is trained whatever `bias` says.
-        biased=frozenset(n.rsplit(".", 1)[0] for n, _ in model.named_parameters() if "bias" in n and not is_head(n)),
-        positions=_positions(config),
-        vocabulary=model.get_input_embeddings().weight.shape[0],
-        parameters=sum(p.numel() for p in model.parameters()),
-    )
-
-
-def _without_weights(config: PretrainedConfig, task: Task, labels: tuple[str, ...]) -> PreTrainedModel:
-    config = copy.deepcopy(config)
-    for name, value in task.model_arguments(labels).items():
-        setattr(config, name, value)
-    with torch.device("meta"):
-        model: PreTrainedModel = task.auto_class().from_config(config)
-    return model
-
-
-def _positions(config: PretrainedConfig) -> int | None:
-    """Longest input; RoBERTa and its kin count positions from behind the padding token."""
-    text = config.get_text_config()
-    if getattr(text, "relative_attention_num_buckets", None) is not None:
-        return None  # T5's positions are relative; some of its configs carry a number that means nothing
-    positions = getattr(text, "max_position_embeddings", None)
-    counts_from_padding = {"roberta", "xlm-roberta", "camembert", "longformer", "xlm-roberta-xl", "data2vec-text"}
-    if positions is not None and text.model_type in counts_from_padding:
-        return int(positions) - int(text.pad_token_id or 0) - 1
-    return positions
-
-
-def head_modules(model: PreTrainedModel) -> list[str]:
-    """Names of what stands on top of the body: the classifier, and a pooler between."""
-    top = [n for n, m in model.named_children() if n != model.base_model_prefix and any(True for _ in m.parameters())]
-    return top + [name for name, _ in model.named_modules() if name.endswith(".pooler")]
-
-
-def _linears(model: torch.nn.Module) -> Iterator[tuple[str, tuple[int, int]]]:
-    for name, module in model.named_modules():
-        if isinstance(module, torch.nn.Linear):
-            yield name, (module.in_features, module.out_features)
-        elif isinstance(module, Conv1D):  # GPT-2's linear, stored transposed
-            yield name, (module.weight.shape[0], module.weight.shape[1])
-
-
 class FrozenBase:
     """Base weights on a device, lent to one adapter at a time.
 
@@ -239,7 +155,7 @@ class FrozenBase:
         attention = None if model.attention == "auto" else model.attention
         bits = bitsandbytes_arguments(quantization, dtype_name(self.dtype))
         if bits and task.new_head:
-            bits["llm_int8_skip_modules"] = head_modules(_without_weights(load_config(model), task, labels))
+            bits["llm_int8_skip_modules"] = head_modules(without_weights(load_config(model), task, labels))
         auto_class, arguments = task.auto_class(), task.model_arguments(labels)
         # What whoever loads an exported adapter has to say.
         self.loaded_as: Final = {"auto_class": auto_class.__name__, "arguments": arguments, "bitsandbytes": bits}

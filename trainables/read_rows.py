@@ -16,6 +16,7 @@ from typing import Any
 
 from lorafront.spaces.errors import InvalidInput, Problem
 from lorafront.trainables.config import RowSource
+from lorafront.trainables.formats import Row
 from lorafront.trainables.hub import hub_answers, local_folder_or_file, unreachable
 
 TEXT_SUFFIXES = frozenset({".txt", ".text", ".md", ".rst"})
@@ -35,8 +36,8 @@ class RawData:
         columns: names that every row has.
     """
 
-    train: list[dict[str, Any]]
-    evaluation: list[dict[str, Any]] | None
+    train: list[Row]
+    evaluation: list[Row] | None
     source: str
     columns: list[str]
 
@@ -59,7 +60,7 @@ def read_data(source: RowSource) -> RawData:
     return RawData(data.train, data.evaluation, source.path, list(data.train[0]))
 
 
-def read_file(path: Path, header: Sequence[str] | None = None) -> list[dict[str, Any]]:
+def read_file(path: Path, header: Sequence[str] | None = None) -> list[Row]:
     """Rows of one local file, by its suffix. A text file is one row with the column `text`.
 
     Args:
@@ -92,7 +93,7 @@ def _utf8(path: Path) -> str:
     return text.replace("\r\n", "\n")
 
 
-def _json_rows(path: Path) -> list[dict[str, Any]]:
+def _json_rows(path: Path) -> list[Row]:
     text = _utf8(path)
     if path.suffix.lower() == ".json" and text.lstrip().startswith("["):
         rows = _parse(text, path, 1)
@@ -117,7 +118,7 @@ def _parse(text: str, path: Path, line: int) -> Any:
         raise InvalidInput(f"{path}, {where}: malformed JSON ({error.msg})") from error
 
 
-def _csv_rows(path: Path, header: Sequence[str] | None) -> list[dict[str, Any]]:
+def _csv_rows(path: Path, header: Sequence[str] | None) -> list[Row]:
     """Every cell is text; a row with more or fewer cells than the header is refused.
 
     In a TSV file a quotation mark is a character like others, as its writers mean it.
@@ -129,7 +130,7 @@ def _csv_rows(path: Path, header: Sequence[str] | None) -> list[dict[str, Any]]:
         reader = csv.DictReader(text, header, strict=True)
     csv.field_size_limit(2**31 - 1)  # the library's own limit is 128 kB
     try:
-        rows: list[dict[str, Any]] = []
+        rows: list[Row] = []
         for row in reader:
             if None in row or None in row.values():
                 named = f"the header names {len(reader.fieldnames or [])} columns, this line has another number"
@@ -140,7 +141,7 @@ def _csv_rows(path: Path, header: Sequence[str] | None) -> list[dict[str, Any]]:
     return rows
 
 
-def _parquet_rows(path: Path) -> list[dict[str, Any]]:
+def _parquet_rows(path: Path) -> list[Row]:
     import datasets
     import pyarrow.parquet
 
@@ -157,7 +158,7 @@ def _from_folder(folder: Path, header: Sequence[str] | None) -> RawData:
     files = [path for path in files if path.stem.lower() not in {"readme", "license", "dataset_info", "dataset_dict"}]
     if not files:
         raise InvalidInput(f"folder {folder} holds no file ending in {', '.join(sorted(known))}")
-    by_split: dict[str, list[dict[str, Any]]] = {"train": [], "eval": [], "test": []}
+    by_split: dict[str, list[Row]] = {"train": [], "eval": [], "test": []}
     for path in files:
         by_split[_split_of(path)].extend(read_file(path, header))
     if not by_split["train"]:

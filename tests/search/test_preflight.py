@@ -61,7 +61,7 @@ BAD_DATA: list[tuple[str, str, bytes | None, dict[str, Any], str, str]] = [
     ("38 not UTF-8", "a.jsonl", b'{"question": "\xe9"}', {}, "data.path", "byte 0xe9 at offset 14"),
     ("39 malformed", "a.jsonl", rows(GOOD, '{"question": '), {}, "data.path", "line 2, column 14: malformed JSON"),
     ("40 number", "a.jsonl", rows(GOOD, {**GOOD, "answer": 5}), {}, "data.path", "row 2 of"),
-    ("40 null", "a.jsonl", rows(GOOD, {**GOOD, "answer": None}), {}, "data.path", "column 'answer' must be text (got None)"),
+    ("40 null", "a.jsonl", rows(GOOD, {**GOOD, "answer": None}), {}, "data.path", "must be text (got None)"),
     ("41 NUL", "a.txt", b"abc\0def", {"format": "text"}, "data.path", "NUL byte at offset 3"),
     ("42 no target", "a.jsonl", rows(*[{**GOOD, "question": "why " * 99}] * 9), {}, "data", "0 training rows"),
     ("46 zero", "good.jsonl", None, {"max_length": 0}, "data.max_length", "must be >= 2 (got 0)"),
@@ -141,7 +141,7 @@ def test_a_tokenizer_without_pad_and_end_is_refused(checked, copied) -> None:
     def change(tokenizer: Any) -> None:
         tokenizer.pad_token = tokenizer.eos_token = None
 
-    with pytest.raises(InvalidInput, match="model: the tokenizer of .* has neither a padding nor an end token"):
+    with pytest.raises(InvalidInput, match=r"model: the tokenizer of .* has neither a padding nor an end token"):
         checked(model=copied(change))
 
 
@@ -162,8 +162,10 @@ BAD_OBJECTIVES: list[tuple[dict[str, Any], str, str]] = [
     ({"objectives": ["perplexity", "no_such:score"]}, "objectives[1]", "no_such cannot be imported"),
     ({"objectives": ["perplexity", "own_metrics:alone"]}, "objectives[1]", "must be a function of (model, tokenizer)"),
     ({"objectives": ["perplexity", "own_metrics:NUMBER"]}, "objectives[1]", "must be a function of (model, tokenizer)"),
-    ({"objectives": ["perplexity", {"function": "score"}]}, "objectives[1].function", "must be module:function (got 'score')"),
-    ({"objectives": ["perplexity", {"function": "a:b", "direction": "up"}]}, "objectives[1].direction", "must be one of"),
+    ({"objectives": ["perplexity", {"function": "score"}]}, "objectives[1].function",
+     "must be module:function (got 'score')"),
+    ({"objectives": ["perplexity", {"function": "a:b", "direction": "up"}]}, "objectives[1].direction",
+     "must be one of"),
     ({"objectives": ["perplexity", {"function": "a:b", "directoin": "minimize"}]}, "objectives[1].directoin",
      "Did you mean 'direction'?"),
     ({"objectives": ["perplexity", {"function": "own_metrics:score", "name": "peak_vram_gb"}]}, "objectives",

@@ -151,7 +151,7 @@ REFUSED = [
     (20, "space: {modules: ''}", "space.modules", f"{MODULES} (got '')"),
     (25, "training: {modules_to_save: [lm_haed]}", "training.modules_to_save", UNKNOWN),
     (26, "space: {bias: lora-only}", "space.bias", "must be one of none, lora_only, all (got 'lora-only'). Did"),
-    (26, "task: CAUSAL_LM", "task", "must be one of causal_lm, seq_cls, seq_2_seq_lm, or your own as module:name (got 'CAUSAL_LM')"),
+    (26, "task: CAUSAL_LM", "task", "or your own as module:name (got 'CAUSAL_LM'). Did you mean 'causal_lm'?"),
     (27, "space: {rank: {low: 8, high: 4}}", "space.rank", "low (8) must be below high (4)"),
     (
         27,

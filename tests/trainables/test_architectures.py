@@ -18,7 +18,8 @@ from lorafront.spaces.modules import EVERYTHING, GROUPS, ModuleProblem, Resolved
 from lorafront.trainables.config import ModelConfig, TrainingConfig, TrialConfig
 from lorafront.trainables.data import TokenData, TokenRows, store
 from lorafront.trainables.evaluate import tally
-from lorafront.trainables.models import BaseCache, model_facts, resident_tensors
+from lorafront.trainables.model_facts import model_facts
+from lorafront.trainables.models import BaseCache, resident_tensors
 from lorafront.trainables.peft_session import PeftSession, open_session
 from lorafront.trainables.task import task_named
 
@@ -70,10 +71,21 @@ def open_on(
     return open_session(trial, bases)
 
 
+@pytest.mark.parametrize("name", FAMILIES)
+def test_groups_divide_the_linear_modules(name: str) -> None:
+    """Attention and mlp are disjoint, together everything but heads, and in every layer of encoder and decoder."""
+    linears = list(model_facts(small_config(name), task_named(FAMILIES[name][0]), LABELS).linears)
+    attention, mlp = set(resolve("attention", linears).names), set(resolve("mlp", linears).names)
+    assert attention
+    assert mlp
+    assert not attention & mlp
+    assert attention | mlp == set(resolve(EVERYTHING, linears).names) == {n for n in linears if not is_head(n)}
+
+
 @pytest.mark.parametrize("group", ASKED)
 def test_a_group_trains_and_exports_or_says_why_not(family, tokens, group: str, tmp_path: Path) -> None:
-    """Exactly the modules of the group learn, stock PEFT finds the same loss in what is saved, the base stays as it was."""
-    name, model, bases = family
+    """Exactly the modules of the group learn, stock PEFT finds the loss again in what is saved, the base stays."""
+    name, model, _ = family
     task = task_named(FAMILIES[name][0])
     facts = model_facts(small_config(name), task, LABELS)
     try:

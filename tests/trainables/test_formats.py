@@ -193,7 +193,7 @@ def test_a_format_of_the_users_own(
     assert first(prepared(rows, format="own_format:CODE"), tokenizer) == ("Add. =>", "a + b<|endoftext|>")
     with pytest.raises(InvalidInput, match=r"data\.format: module own_format has no 'COD'.* Did you mean 'CODE'"):
         prepared(rows, format="own_format:COD")
-    with pytest.raises(InvalidInput, match="must be a lorafront.trainables.formats.RowFormat"):
+    with pytest.raises(InvalidInput, match=r"must be a lorafront\.trainables\.formats\.RowFormat"):
         prepared(rows, format="own_format:text")
     with pytest.raises(InvalidInput, match=r"no_such_module cannot be imported .*ModuleNotFoundError"):
         prepared(rows, format="no_such_module:X")

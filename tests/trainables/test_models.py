@@ -3,67 +3,24 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
+from architectures import build
 from support import MakeTrial, lora
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 
 from lorafront.spaces.errors import InvalidInput
-from lorafront.spaces.modules import EVERYTHING, GROUPS, ModuleProblem, resolve
 from lorafront.trainables.causal_lm import CAUSAL_LM
 from lorafront.trainables.config import DataConfig, ModelConfig, TrainingConfig, TrialConfig
 from lorafront.trainables.data import TokenData
-from lorafront.trainables.models import BaseCache, load_config, load_tokenizer, model_facts, resident_tensors
+from lorafront.trainables.models import BaseCache, load_config, load_tokenizer, resident_tensors
 from lorafront.trainables.peft_session import open_session
-
-SMALL: dict[str, dict[str, Any]] = {
-    "llama": {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2},
-    "mistral": {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2,
-                "num_key_value_heads": 1},
-    "qwen3": {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2,
-              "num_key_value_heads": 1, "head_dim": 32},
-    "phi": {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2},
-    "phi3": {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2,
-             "num_key_value_heads": 2, "pad_token_id": 0},
-    "gpt2": {"n_embd": 64, "n_layer": 2, "n_head": 2, "n_positions": 64},
-    "gpt_neox": {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2},
-    "falcon": {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2},
-    "gemma": {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2,
-              "num_key_value_heads": 1, "head_dim": 32},
-}  # fmt: skip
-
-
-def small_config(kind: str) -> PretrainedConfig:
-    return AutoConfig.for_model(kind, vocab_size=2048, **SMALL[kind])
-
-
-@pytest.mark.parametrize("kind", SMALL)
-def test_groups_resolve_on_real_architectures(kind: str) -> None:
-    """On each architecture attention and mlp resolve to disjoint modules in every layer, and never to the head."""
-    linears = list(model_facts(small_config(kind), CAUSAL_LM).linears)
-    attention, mlp = set(resolve("attention", linears).names), set(resolve("mlp", linears).names)
-    assert attention
-    assert mlp
-    assert not attention & mlp
-    assert attention | mlp == set(resolve(EVERYTHING, linears).names)
-    for group in GROUPS:
-        try:
-            names = resolve(group, linears).names
-        except ModuleProblem as error:
-            assert "fuses" in str(error)  # noqa: PT017  # either it resolves, or it says why it cannot
-        else:
-            layers = {part for name in names for part in name.split(".") if part.isdigit()}
-            assert layers == {"0", "1"}
 
 
 @pytest.fixture
 def phi(tmp_path: Path) -> ModelConfig:
     """A Phi-2-style model, whose linears have biases."""
-    torch.manual_seed(0)
-    AutoModelForCausalLM.from_config(small_config("phi")).save_pretrained(tmp_path / "phi")
-    return ModelConfig(name=str(tmp_path / "phi"))
+    return build("phi-2", tmp_path / "phi")
 
 
 @pytest.mark.parametrize("bias", ["none", "lora_only", "all"])
