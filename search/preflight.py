@@ -26,6 +26,7 @@ from lorafront.trainables import models
 from lorafront.trainables.config import ModelConfig, TrialConfig
 from lorafront.trainables.data import TokenData, prepare, store
 from lorafront.trainables.hub import hub_answers, local_folder_or_file, weights_on_hub
+from lorafront.trainables.model_facts import ModelFacts, model_facts
 from lorafront.trainables.row_sets import read_sets
 from lorafront.trainables.task import Task, task_named
 from lorafront.trainables.user_code import is_reference, load_reference
@@ -49,7 +50,7 @@ class Prepared:
     """
 
     search: SearchFile
-    facts: models.ModelFacts
+    facts: ModelFacts
     resolved: dict[str, modules.Resolved]
     token_file: Path
     tokens: TokenData
@@ -114,7 +115,7 @@ def check(search: SearchFile, root: RootPaths, near: Path) -> Prepared:
     task = checks.run(lambda: task_named(located.task, code), "task")
     config = checks.run(lambda: models.load_config(located.model))
     tokenizer = checks.run(lambda: models.load_tokenizer(located.model)) if config is not None else None
-    facts = checks.run(lambda: models.model_facts(config, task)) if config is not None and task is not None else None
+    facts = checks.run(lambda: model_facts(config, task)) if config is not None and task is not None else None
     checks.problems += _machine(located)
     checks.problems += _objectives(located, task)
     downloads = (checks.run(lambda: _downloads(located.model), "model") if config is not None else None) or []
@@ -218,7 +219,7 @@ def _objectives(search: SearchFile, task: Task | None) -> list[Problem]:
 
 
 def _settled(
-    search: SearchFile, config: Any, facts: models.ModelFacts, resolved: dict[str, modules.Resolved], checks: _Checks
+    search: SearchFile, config: Any, facts: ModelFacts, resolved: dict[str, modules.Resolved], checks: _Checks
 ) -> SearchFile:
     """Pin a hub model to the commit that was checked, and fold choices that are one on this model."""
     commit = getattr(config, "_commit_hash", None)
@@ -287,7 +288,7 @@ def _machine(search: SearchFile) -> list[Problem]:
     return problems
 
 
-def _modules(search: SearchFile, facts: models.ModelFacts, checks: _Checks) -> dict[str, modules.Resolved]:
+def _modules(search: SearchFile, facts: ModelFacts, checks: _Checks) -> dict[str, modules.Resolved]:
     resolved = {}
     for index, module_set in enumerate(values_of(search.space.modules)):
         try:
@@ -309,7 +310,7 @@ def _modules(search: SearchFile, facts: models.ModelFacts, checks: _Checks) -> d
     return resolved
 
 
-def _against_model(search: SearchFile, facts: models.ModelFacts) -> list[Problem]:
+def _against_model(search: SearchFile, facts: ModelFacts) -> list[Problem]:
     if facts.positions is not None and search.data.max_length > facts.positions:
         return [
             Problem(
