@@ -5,6 +5,7 @@ Thin: all work is `lorafront.trainables`. A trial's own failure is a report, so 
 
 from __future__ import annotations
 
+import gc
 import json
 import sys
 from pathlib import Path
@@ -51,14 +52,23 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # Ray is untyped
         self._trial = Trial(make, rungs, TrialFolder(Path(config[FOLDER])))
 
     def _peft(self, config: dict[str, Any]) -> Any:
-        from lorafront.trainables.config import TrialConfig
-        from lorafront.trainables.models import BaseCache
-        from lorafront.trainables.peft_session import open_session
+        """The heavy imports wait for the first step.
 
-        if self._bases is None:
-            self._bases = BaseCache()
-        trial = TrialConfig.model_validate(config[CONFIG])
-        return lambda: open_session(trial, self._bases)
+        While an actor starts, Ray Tune gives its trial to another one that has just become free, and ends it. If that
+        takes longer than a trial does, it happens again with the next actor and the next, and only one ever works.
+        """
+
+        def make() -> Any:
+            from lorafront.trainables.config import TrialConfig
+            from lorafront.trainables.frozen_base import BaseCache
+            from lorafront.trainables.peft_session import open_session
+
+            if self._bases is None:
+                self._bases = BaseCache()
+                gc.freeze()  # what the imports made lives as long as the process: no collection has to look at it
+            return open_session(TrialConfig.model_validate(config[CONFIG]), self._bases)
+
+        return make
 
 
 def _check_device() -> None:

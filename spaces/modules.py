@@ -1,6 +1,6 @@
 """Module groups (`query+value`, `attention`, `attention+mlp`, `all-linear`) resolved to a model's own linear modules.
 
-Pure: works on the list of a model's linear module names (`trainables.models.linear_shapes` supplies it). PEFT skips
+Pure: works on the list of a model's linear module names (`trainables.model_facts` supplies it). PEFT skips
 names that a model does not have; here whatever matches nothing is a `ModuleProblem` that lists what there is.
 """
 

@@ -16,8 +16,9 @@ from support import TINY_LLAMA, MakeTrial, lora
 from lorafront.spaces import modules
 from lorafront.trainables.config import DataConfig, ModelConfig, TrainingConfig, TrialConfig
 from lorafront.trainables.data import TokenData, prepare, store
+from lorafront.trainables.frozen_base import BaseCache
 from lorafront.trainables.model_facts import ModelFacts, model_facts
-from lorafront.trainables.models import BaseCache, load_config, load_tokenizer
+from lorafront.trainables.models import load_config, load_tokenizer
 from lorafront.trainables.row_sets import read_sets
 from lorafront.trainables.task import task_named
 

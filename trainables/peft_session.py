@@ -21,9 +21,10 @@ from transformers import get_scheduler
 from lorafront.trainables.data import TokenData, TokenRows, row_order
 from lorafront.trainables.data import load as load_tokens
 from lorafront.trainables.evaluate import tally
+from lorafront.trainables.frozen_base import BaseCache, FrozenBase, resident_tensors
 from lorafront.trainables.master_weights import MasterWeights
 from lorafront.trainables.memory_meter import Memory, measure_peak
-from lorafront.trainables.models import BaseCache, FrozenBase, dtype_name, load_tokenizer, resident_tensors
+from lorafront.trainables.models import dtype_name, load_tokenizer
 from lorafront.trainables.session import Measurements
 from lorafront.trainables.task import task_named
 from lorafront.trainables.user_code import load_reference

@@ -18,8 +18,8 @@ from lorafront.spaces.modules import EVERYTHING, GROUPS, ModuleProblem, Resolved
 from lorafront.trainables.config import ModelConfig, TrainingConfig, TrialConfig
 from lorafront.trainables.data import TokenData, TokenRows, store
 from lorafront.trainables.evaluate import tally
+from lorafront.trainables.frozen_base import BaseCache, resident_tensors
 from lorafront.trainables.model_facts import model_facts
-from lorafront.trainables.models import BaseCache, resident_tensors
 from lorafront.trainables.peft_session import PeftSession, open_session
 from lorafront.trainables.task import task_named
 

@@ -13,7 +13,8 @@ from lorafront.spaces.errors import InvalidInput
 from lorafront.trainables.causal_lm import CAUSAL_LM
 from lorafront.trainables.config import DataConfig, ModelConfig, TrainingConfig, TrialConfig
 from lorafront.trainables.data import TokenData
-from lorafront.trainables.models import BaseCache, load_config, load_tokenizer, resident_tensors
+from lorafront.trainables.frozen_base import BaseCache, resident_tensors
+from lorafront.trainables.models import load_config, load_tokenizer
 from lorafront.trainables.peft_session import open_session
 
 
@@ -53,13 +54,20 @@ def test_detaching_leaves_the_base_bit_identical(
     assert cache.get(phi, CAUSAL_LM, quantization) is base
 
 
-def test_cache_holds_one_base(make_trial: MakeTrial) -> None:
-    """Asking for another quantization replaces the base; asking again for the same one does not."""
+@pytest.mark.parametrize("room", [1 / 16, 0.0])
+def test_cache_holds_what_there_is_room_for(
+    make_trial: MakeTrial, monkeypatch: pytest.MonkeyPatch, room: float
+) -> None:
+    """Asking again gives the same base, unless another one had to take its place; what was measured on it stays."""
+    monkeypatch.setattr("lorafront.trainables.frozen_base.SHARE_OF_MEMORY", room)
     cache, model = BaseCache(), make_trial().model
     first = cache.get(model, CAUSAL_LM, "bf16")
+    first.references[Path("tokens")] = {"perplexity": 7.0}
     assert cache.get(model, CAUSAL_LM, "bf16") is first
     assert cache.get(model, CAUSAL_LM, "nf4") is not first
-    assert cache.get(model, CAUSAL_LM, "bf16") is not first
+    again = cache.get(model, CAUSAL_LM, "bf16")
+    assert (again is first) == (room > 0)
+    assert again.references[Path("tokens")] == {"perplexity": 7.0}
 
 
 def test_missing_and_foreign_models_are_refused(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from support import MakeTrial, lora
 from lorafront.spaces.errors import InvalidInput
 from lorafront.trainables.config import ModelConfig
 from lorafront.trainables.data import TokenData, store
-from lorafront.trainables.models import BaseCache
+from lorafront.trainables.frozen_base import BaseCache
 from lorafront.trainables.outcome import Outcome
 from lorafront.trainables.peft_session import open_session
 from lorafront.trainables.task import TASKS, task_named

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from lorafront.spaces.quantization import bitsandbytes_arguments
 from lorafront.trainables.data import TokenData
-from lorafront.trainables.models import BaseCache
+from lorafront.trainables.frozen_base import BaseCache
 from lorafront.trainables.peft_session import PeftSession, open_session
 
 QUANTIZATIONS = ["nf4", "nf4_double", "fp4", "int8", "bf16", "fp32"]
