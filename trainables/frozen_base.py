@@ -149,8 +149,8 @@ def _roots(keys: Collection[str], model: PreTrainedModel) -> list[str]:
 class BaseCache:
     """Keeps the frozen bases of a process between trials.
 
-    On a GPU one at a time: another one would count into the measured peak. Elsewhere as many as fit into a small part of
-    the machine's memory.
+    On a GPU one at a time: another one would count into the measured peak. Elsewhere as many as fit into a small part
+    of the machine's memory.
     """
 
     def __init__(self) -> None:
