@@ -4,7 +4,7 @@ Three arms run the same number of equal trials, each in a process of its own, on
 whole life of that process. The first configurations are the same in all arms (same sampler, seed and order of draws),
 later ones come from the same space. Numbers of a shared machine vary by tens of percent: compare within one run.
 
-python benchmarks/vs_plain_ray.py --trials 24 --steps 50 --profile
+python benchmarks/vs_plain_ray.py     # about 12 minutes on two cores
 """
 
 from __future__ import annotations
@@ -40,21 +40,22 @@ SAMPLE_SECONDS = 1.0
 ALPHA_RATIO = 2
 WARMUP = 0.03  # lorafront's default
 
+CONFIGURATION = ("rank", "modules", "quantization", "learning_rate")
+SECTIONS = {"model": "setup", "training": "train", "evaluation": "eval"}  # of a trial to lorafront's measurements
 # What is printed, and by which name it is kept. Those that begin with a blank are part of the one above.
 ROWS = {
     "  driver start": "driver start",
     "  trial start": "trial start",
-    "    actor and process": "actor",
+    "    actor": "waiting",
     "    imports": "imports",
     "    data": "data",
     "    base and adapter": "model",
     "  training": "training",
     "  evaluation": "evaluation",
-    "  saving": "saving",
-    "  result to study": "telling",
     "  other": "other",
 }
-SUMMED = ("driver start", "trial start", "training", "evaluation", "saving", "telling")
+START = ("waiting", "imports", "data", "model")
+SUMMED = ("driver start", "trial start", "training", "evaluation")
 
 # One thread per trial, no spinning waiters on shared cores, and nothing that asks the network: the same for all arms.
 ENVIRONMENT = {
@@ -224,22 +225,18 @@ def fit(peft_model: Any, rows: Any, config: dict[str, Any], settings: Settings, 
     with tempfile.TemporaryDirectory() as folder:
         with times.section("model"):
             trainer = make_trainer(peft_model, rows, config, settings, folder)
-        times["began"] = time.time()
         with times.section("training"):
             trainer.train()
         with times.section("evaluation"):
             loss = trainer.evaluate()["eval_loss"]
     trainable, _ = peft_model.get_nb_trainable_parameters()
-    times["left"] = time.time()
     return {"perplexity": math.exp(loss), "trainable_params": trainable, "times": json.dumps(times)}
 
 
 def begin(times: Times) -> None:
     """Heavy imports, timed, and the process facts of a trial."""
-    import psutil
 
     times["entered"] = time.time()
-    times["created"] = psutil.Process().create_time()
     with times.section("imports"):
         import datasets  # noqa: F401
         import peft  # noqa: F401
@@ -396,9 +393,7 @@ def record(metrics: dict[str, Any], asked: dict[str, float]) -> dict[str, Any]:
         "configuration": metrics["config"],
         "perplexity": metrics["perplexity"],
         "asked": asked[metrics["trial_id"]],
-        "began": times["began"],
-        "process_age": times["entered"] - times["created"],  # Ray starts some processes before they are needed
-        "actor": times["entered"] - asked[metrics["trial_id"]],
+        "waiting": times["entered"] - asked[metrics["trial_id"]],
         **{name: times[name] for name in ("imports", "data", "model", "training", "evaluation")},
     }
 
@@ -436,73 +431,37 @@ def search_mapping(settings: Settings) -> dict[str, Any]:
 
 
 def lorafront_arm(settings: Settings, folder: Path) -> dict[str, Any]:
-    """`run_search` with all that it does by default; then read from its files when what happened."""
+    """`run_search` with all that it does by default; what a trial measured of itself is read from the study."""
     from lorafront.search import RootPaths, parse_search, run_search
 
-    root = RootPaths(folder / "runs")
-    study = run_search(parse_search(search_mapping(settings)), root)
-    ran = time.time()
+    study = run_search(parse_search(search_mapping(settings)), RootPaths(folder / "runs"))
     trials = []
     for trial in study.complete:
-        if trial.lora is None or trial.result is None or trial.ended is None:
+        if trial.lora is None or trial.ended is None:
             continue
-        files = root.search("benchmark").trial(trial.number, trial.epoch)
-        saving = (files.checkpoint(trial.result.rows) / "adapter" / "adapter_config.json").stat().st_mtime
-        told, written = trial.ended.timestamp(), files.result.stat().st_mtime
-        names = ("rank", "modules", "quantization", "learning_rate")
+        measured = {name: trial.measurements[f"{key}_seconds"] for name, key in SECTIONS.items()}
+        whole = (trial.ended - trial.started).total_seconds()
         trials.append(
             {
-                "configuration": {name: getattr(trial.lora, name) for name in names},
+                "configuration": {name: getattr(trial.lora, name) for name in CONFIGURATION},
                 "perplexity": trial.measurements["perplexity"],
                 "asked": trial.started.timestamp(),
-                "training": trial.measurements["train_seconds"],
-                "until_saving": saving - trial.started.timestamp(),
-                "saving": written - saving,
-                "ended": told,
-                "telling": told - written,
+                "waiting": whole - sum(measured.values()),
+                **measured,
             }
         )
-    return {"trials": trials, "returned": ran}
+    return {"trials": trials}
 
 
-def session_arm(settings: Settings, folder: Path) -> dict[str, Any]:
-    """Seconds of one lorafront session's parts, alone on the machine: with the base to be loaded, and at hand."""
-    from lorafront.search import RootPaths, parse_search
-    from lorafront.search.preflight import check
-    from lorafront.trainables.frozen_base import BaseCache
-    from lorafront.trainables.peft_session import open_session
+def tracking_arm(folder: Path) -> dict[str, Any]:
+    """Seconds of writing all runs of the lorafront arm into a fresh MLflow store, by the code that follows a search."""
+    from lorafront.search import RootPaths
+    from lorafront.search.mlflow_tracker import Tracking, sync
 
-    search = parse_search({**search_mapping(settings), "name": "session"})
-    prepared = check(search, RootPaths(folder / "runs"), Path.cwd())
-    prepared.store()
-    defaults = prepared.search.training.defaults()
-    found: dict[str, Any] = {}
-    for quantization in QUANTIZATIONS:
-        bases = BaseCache()
-        for turn in ("first", "again"):
-            times = Times()
-            drawn = {"rank": 16, "alpha_ratio": ALPHA_RATIO, "modules": "attention", "quantization": quantization}
-            lora = _resolved({**drawn, "dropout": 0.0, "bias": "none", "learning_rate": LEARNING_RATES[0]}, defaults)
-            with times.section("open"):
-                session = open_session(prepared.trial(lora), bases)
-            with times.section("training"):
-                session.train(prepared.rungs[-1])
-            with times.section("evaluation"):
-                session.evaluate()
-            place = folder / f"{quantization}-{turn}"
-            place.mkdir()
-            with times.section("save"):
-                session.save(place)
-            with times.section("close"):
-                session.close()
-            found[f"{quantization} {turn}"] = times
-    return {"sessions": found}
-
-
-def _resolved(drawn: dict[str, Any], defaults: dict[str, Any]) -> Any:
-    from lorafront.spaces.lora import resolve
-
-    return resolve(drawn, defaults)
+    tracking = Tracking(f"sqlite:///{folder / 'mlflow.db'}", "benchmark", (folder / "artifacts").as_uri())
+    start = time.perf_counter()
+    trials = sync(tracking, RootPaths(folder.parent / "lorafront" / "runs").search("benchmark"))
+    return {"tracking": time.perf_counter() - start, "trials": trials}
 
 
 def run_arm(name: str, settings: Settings, folder: Path) -> dict[str, Any]:
@@ -511,7 +470,7 @@ def run_arm(name: str, settings: Settings, folder: Path) -> dict[str, Any]:
         return tune_arm(plain_trial, settings, folder, reuse=False)
     if name == "reused":
         return tune_arm(reused_trainable(), settings, folder, reuse=True)
-    return session_arm(settings, folder) if name == "session" else lorafront_arm(settings, folder)
+    return tracking_arm(folder) if name == "tracking" else lorafront_arm(settings, folder)
 
 
 # ---------------------------------------------------------------- the parent: data, processes, table
@@ -575,38 +534,30 @@ def watch(child: subprocess.Popen[bytes]) -> float:
     return sum(seen.values())
 
 
-def parts_of(trial: dict[str, Any], evaluations: dict[str, float]) -> dict[str, float]:
-    """Seconds of one trial. Of lorafront's, files tell all but the evaluation, which is that of the profile."""
-    if "actor" in trial:
-        start = ("actor", "imports", "data", "model")
-        measured = {name: trial[name] for name in (*start, "training", "evaluation")}
-        return {"trial start": sum(trial[name] for name in start), **measured}
-    evaluation = evaluations.get(trial["configuration"]["quantization"], 0.0)
-    start_seconds = trial["until_saving"] - trial["training"] - evaluation
-    named = {name: trial[name] for name in ("training", "saving", "telling")}
-    return {"trial start": start_seconds, "evaluation": evaluation, **named}
+def parts_of(trial: dict[str, Any]) -> dict[str, float]:
+    """Seconds of one trial by what they were spent on."""
+    named = {name: trial[name] for name in (*START, "training", "evaluation") if name in trial}
+    return {"trial start": sum(named.get(name, 0.0) for name in START), **named}
 
 
-def summarize(arm: dict[str, Any], settings: Settings, evaluations: dict[str, float]) -> dict[str, Any]:
+def summarize(arm: dict[str, Any], settings: Settings) -> dict[str, Any]:
     """Slot seconds per trial, by what they were spent on; `other` is the remainder and not measured.
 
     A slot is one of the places for concurrent trials; slots times wall clock is what an arm had.
     """
     trials = arm["trials"]
-    each = [parts_of(trial, evaluations) for trial in trials]
+    each = [parts_of(trial) for trial in trials]
     slot_seconds = settings.slots * arm["wall"] / len(trials)
     start = min(trial["asked"] for trial in trials) - arm["started"]
     parts = {"driver start": settings.slots * start / len(trials)}
     parts |= {name: sum(part[name] for part in each) / len(trials) for name in each[0]}
     parts["other"] = slot_seconds - sum(parts.get(name, 0.0) for name in SUMMED)
-    begun = [t["asked"] + part["trial start"] for t, part in zip(trials, each, strict=True)]
     return {
         "trials_per_hour": 3600 * len(trials) / arm["wall"],
-        "first_step": min(begun) - arm["started"],
         "slot_seconds": slot_seconds,
         "cpu_seconds": arm["cpu"] / len(trials),
         "parts": parts,
-        "tracking": arm["tracking"] / len(trials) if "tracking" in arm else None,
+        "tracking": arm["tracking"] / len(trials),
     }
 
 
@@ -621,7 +572,7 @@ def equal_configurations(arms: dict[str, Any]) -> dict[str, Any]:
     return {"count": len(common), "median_ratio": statistics.median(spread) if spread else None, "ratios": spread}
 
 
-def table(summaries: dict[str, Any], arms: dict[str, Any], *, profiled: bool) -> str:
+def table(summaries: dict[str, Any], arms: dict[str, Any]) -> str:
     """What a person reads, at most 80 columns."""
 
     def row(label: str, values: list[Any], form: str = "{:10.2f}") -> str:
@@ -632,19 +583,13 @@ def table(summaries: dict[str, Any], arms: dict[str, Any], *, profiled: bool) ->
     lines.append(row("trials per hour", [summaries[name]["trials_per_hour"] for name in names], "{:.0f}"))
     lines.append(row("wall clock, s", [arms[name]["wall"] for name in names], "{:.1f}"))
     lines.append(row("CPU seconds per trial", [summaries[name]["cpu_seconds"] for name in names]))
-    lines.append(row("until the first training step, s", [summaries[name]["first_step"] for name in names], "{:.1f}"))
     lines.append(row("slot seconds per trial", [summaries[name]["slot_seconds"] for name in names]))
     for label, key in ROWS.items():
         lines.append(row(label, [summaries[name]["parts"].get(key) for name in names]))
     lines.append(row("MLflow, in the driver meanwhile", [summaries[name]["tracking"] for name in names]))
-    lines.append("other: the remainder, not measured (idle slots, Ray, shutdown)")
-    if "lorafront" in names:
-        lines.append(
-            "lorafront: evaluation as timed alone by --profile, trial start what is left of"
-            if profiled
-            else "lorafront: trial start includes the evaluation (--profile tells them apart);"
-        )
-        lines.append("its files' times; trial start holds the probe of peak memory, its MLflow a thread")
+    lines.append("other: the remainder (idle slots, Ray, shutdown). lorafront: actor is what its trial")
+    lines.append("did not measure itself, imports included; base and adapter holds the memory probe;")
+    lines.append("MLflow as timed afterwards, writing the same runs into a fresh store")
     return "\n".join(lines)
 
 
@@ -681,11 +626,11 @@ def compare(options: argparse.Namespace) -> None:
         }
         settings = Settings(**{**shared, "model": model, "train": str(train), "evaluation": str(evaluation)})
         arms = {name: spawn(name, settings, folder) for name in options.arms.split(",")}
-        sessions = spawn("session", settings, folder)["sessions"] if options.profile else {}
-    evaluations = {key: sessions[f"{key} again"]["evaluation"] for key in QUANTIZATIONS} if sessions else {}
-    summaries = {name: summarize(arm, settings, evaluations) for name, arm in arms.items()}
+        if "lorafront" in arms:
+            arms["lorafront"]["tracking"] = spawn("tracking", settings, folder)["tracking"]
+    summaries = {name: summarize(arm, settings) for name, arm in arms.items()}
     compared, equal = ratios(summaries), equal_configurations(arms)
-    print(table(summaries, arms, profiled=bool(sessions)))
+    print(table(summaries, arms))
     for name, ratio in compared.items():
         print(f"lorafront / {name}: {ratio:.2f}")
     print(GOAL)
@@ -695,24 +640,23 @@ def compare(options: argparse.Namespace) -> None:
     asked = {key: value for key, value in vars(options).items() if key not in {"arm", "settings", "out"}}
     found = {"arguments": asked, "machine": before, "ratios": compared, "equal_configurations": equal}
     RESULTS.parent.mkdir(exist_ok=True)
-    found |= {"summaries": summaries, "arms": arms, "sessions": sessions}
+    found |= {"summaries": summaries, "arms": arms}
     RESULTS.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 
 def main() -> None:
     """The parent, or with `--arm` one arm."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--trials", type=int, default=24)
+    parser.add_argument("--trials", type=int, default=32)
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--batch", type=int, default=4)
-    parser.add_argument("--length", type=int, default=128, help="tokens per row")
+    parser.add_argument("--length", type=int, default=64, help="tokens per row")
     parser.add_argument("--eval-rows", type=int, default=32)
     parser.add_argument("--rungs", type=int, default=1, help="of lorafront; the other arms have one")
     parser.add_argument("--slots", type=int, default=2, help="trials at once")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--model", default="examples/tiny-llama", help="from the repository root")
     parser.add_argument("--arms", default=",".join(ARMS), help="which, in which order")
-    parser.add_argument("--profile", action="store_true", help="also time a lorafront session's parts, alone")
     for internal in ("--arm", "--settings", "--out"):
         parser.add_argument(internal, help=argparse.SUPPRESS)
     options = parser.parse_args()

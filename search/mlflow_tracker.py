@@ -40,7 +40,7 @@ SEARCH_TAG, TRIAL_TAG, UID_TAG = "lorafront.search", "lorafront.trial", "lorafro
 # What a trial has one of; everything else that is a number is a curve over the rungs.
 ONCE = frozenset(
     {"peak_vram_gb", "peak_reserved_gb", "process_memory_gb", "trainable_params", "trainable_percent", "adapter_mb",
-     "seconds_per_epoch"}
+     "setup_seconds", "seconds_per_epoch"}
 )  # fmt: skip
 
 

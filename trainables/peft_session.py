@@ -44,6 +44,7 @@ class PeftSession:
 
     def __init__(self, base: FrozenBase, config: TrialConfig, data: TokenData) -> None:
         """Attach a fresh adapter and measure peak memory; nothing is trained yet."""
+        start = time.perf_counter()
         torch.manual_seed(config.seed)
         self.base: Final = base
         self.config: Final = config
@@ -63,6 +64,7 @@ class PeftSession:
         self._batches: Iterator[Batch] | None = None
         self.memory: Final = self._probe_memory()
         self.references: Final = self._bare_base()
+        self.setup_seconds: Final = time.perf_counter() - start
         torch.manual_seed(config.seed)  # dropout starts the same whether the base was evaluated just now or before
 
     @property
@@ -105,12 +107,17 @@ class PeftSession:
 
     def evaluate(self) -> dict[str, Any]:
         """Evaluate on the whole evaluation split and the second sets; the user's functions at the end of the trial."""
+        start = time.perf_counter()
+        quality = self._quality()
+        seconds = time.perf_counter() - start
         trainable, total = self.model.get_nb_trainable_parameters()  # knows that 4-bit weights are packed
         measured = Measurements(
             trainable_params=trainable,
             trainable_percent=100 * trainable / total,
             adapter_mb=sum(p.numel() * p.element_size() for p in self.trained) / 1e6,
             train_seconds=self.train_seconds,
+            setup_seconds=self.setup_seconds,
+            eval_seconds=seconds,
             compute_dtype=dtype_name(self.base.dtype),
         )
         measured.update(self.memory.metrics())
@@ -124,7 +131,7 @@ class PeftSession:
             measured["tokens_per_second"] = int(rows.lengths[seen].sum()) / self.train_seconds
             measured["seconds_per_epoch"] = self.train_seconds * len(rows) / self.rows_seen
         own = self._functions() if self.rows_seen >= self.config.rows else {}
-        return {**measured, **self._quality(), **{f"base_{k}": v for k, v in self.references.items()}, **own}
+        return {**measured, **quality, **{f"base_{k}": v for k, v in self.references.items()}, **own}
 
     def _quality(self) -> dict[str, float]:
         """The task's metrics on the evaluation split, and the loss on every second set as `eval_NAME_loss`."""

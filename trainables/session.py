@@ -13,7 +13,8 @@ class Measurements(TypedDict, total=False):
     """What a session reports at a rung beside its task's own metrics; see `Objective` for units.
 
     A task adds `eval_loss` and its quality (`perplexity`, or `accuracy` and `f1`), each also with `base_` before it for
-    the bare base; a second evaluation set adds `eval_NAME_loss`, a function of the user its own name.
+    the bare base; a second evaluation set adds `eval_NAME_loss`, a function of the user its own name. `setup_seconds` is
+    from the base to the first step (memory probe and, once per base, its evaluation), `eval_seconds` that of this rung.
     """
 
     train_loss: float
@@ -27,6 +28,8 @@ class Measurements(TypedDict, total=False):
     adapter_mb: float
     tokens_per_second: float
     train_seconds: float
+    setup_seconds: float
+    eval_seconds: float
     seconds_per_epoch: float
     grad_norm: float
 
