@@ -175,8 +175,8 @@ neither the tokenizer nor the training has seen.
 
 **Training.** {epochs} epochs of rows of {block} tokens, {batch} rows a step, {steps:,} steps, {seen:,} target tokens,
 no dropout. In turn, both as in Raffel et al. 2020: span corruption ({noise:.0%} of the tokens, spans of {span:.0f} on
-average), and prefix language modelling (an eighth to a half of the row is the source, the rest the target), without
-which the decoder is no language model to adapt.
+average), and prefix language modelling (an eighth to a half of the row is the source, the rest the target), so that
+the decoder learns to write more than a few words.
 
 | held-out targets | tokens | unigram of training targets, add one | tiny-t5 (fp16 weights) |
 |---|---|---|---|
