@@ -235,7 +235,6 @@ def fit(peft_model: Any, rows: Any, config: dict[str, Any], settings: Settings, 
 
 def begin(times: Times) -> None:
     """Heavy imports, timed, and the process facts of a trial."""
-
     times["entered"] = time.time()
     with times.section("imports"):
         import datasets  # noqa: F401

@@ -50,7 +50,7 @@ def served(root: Path, port: int) -> Iterator[str]:
 
 
 def tidy(page: Page, runs: str) -> None:
-    """Open the table of runs, close what stands beside it, open the parent, and show the columns that tell something."""
+    """Open the table of runs and its parent, close what stands beside it, and show the columns that tell something."""
     page.goto(runs)
     page.get_by_text("matching runs").wait_for(timeout=60_000)
     page.get_by_role("button", name="Close").click()  # the assistant
@@ -60,7 +60,8 @@ def tidy(page: Page, runs: str) -> None:
     for column in (*NOT_SHOWN, *SHOWN):
         page.get_by_placeholder("Search columns").fill(column)
         page.wait_for_timeout(500)
-        page.locator('[class*="treenode"]', has_text=re.compile(f"^{column}$")).get_by_text(column).last.click()
+        node = page.locator('[class*="treenode"]', has_text=re.compile(f"^{column}$"))
+        node.get_by_text(column).last.click()
     page.keyboard.press("Escape")
 
 

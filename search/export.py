@@ -23,6 +23,10 @@ from lorafront.spaces.errors import InvalidInput, NoFront, StateUnreadable
 from lorafront.spaces.lora import LoraConfiguration
 from lorafront.trainables.checkpoint import read_manifest, write_json, write_text
 
+_ARGUMENTS = [
+    'arguments = json.loads((here / "model_arguments.json").read_text())',
+    'arguments["id2label"] = {int(number): label for number, label in arguments["id2label"].items()}',
+]
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 
 
@@ -178,6 +182,7 @@ def _loading(model: str, base: dict[str, Any], dtype: str, folder: Path) -> list
     """Lines of Python that load the base as it was trained on, and the adapter."""
     quantized, arguments = base["bitsandbytes"], base["arguments"]
     load = 'BitsAndBytesConfig(**json.loads((here / "bitsandbytes_config.json").read_text()))'
+    said = {"revision": base["revision"], "attn_implementation": base["attention"]}
     return [
         "```python",
         "import json, torch",
@@ -186,11 +191,13 @@ def _loading(model: str, base: dict[str, Any], dtype: str, folder: Path) -> list
         f"from transformers import {base['auto_class']}" + (", BitsAndBytesConfig" if quantized else ""),
         "",
         f'here = Path("{folder.as_posix()}")  # this folder',
+        *(_ARGUMENTS if arguments else []),
         f"base = {base['auto_class']}.from_pretrained(",
         f"    {model!r},  # the model as the search file names it",
         f"    dtype=torch.{dtype},",
         *([f"    quantization_config={load},"] if quantized else []),
-        *(['    **json.loads((here / "model_arguments.json").read_text()),'] if arguments else []),
+        *(f"    {name}={value!r}," for name, value in said.items() if value),
+        *(["    **arguments,"] if arguments else []),
         *(["    ignore_mismatched_sizes=True,  # the head comes with the adapter"] if arguments else []),
         ")",
         *([f"base.config.pad_token_id = {base['pad_token_id']}  # what fills up a batch"] if arguments else []),

@@ -8,6 +8,7 @@ from pydantic import BeforeValidator, Discriminator, Field, Tag, ValidationInfo,
 from pydantic_core import PydanticCustomError
 
 from lorafront.spaces.errors import did_you_mean
+from lorafront.spaces.lora import LoraConfiguration
 from lorafront.spaces.objectives import OBJECTIVES, Direction, Objective, second_set_loss
 from lorafront.trainables.config import DataConfig, Section
 from lorafront.trainables.session import Measurements
@@ -22,6 +23,18 @@ def _reference(name: object) -> object:
     return name
 
 
+def _name(name: object) -> object:
+    taken = name in MEASURED or name in LoraConfiguration.model_fields
+    if isinstance(name, str) and (taken or name.startswith(("base_", "eval_"))):
+        raise PydanticCustomError(
+            "rule",
+            "{name} is the name of something that is measured or set already; give the function another one: "
+            "{{function: …, name: …}}",
+            {"name": repr(name)},
+        )
+    return name
+
+
 class FunctionObjective(Section):
     """A measurement of the user's own. In YAML `module:function` is short for one that is minimized."""
 
@@ -29,7 +42,7 @@ class FunctionObjective(Section):
         description="module:function, called with (model, tokenizer) at the end of a trial; gives a number"
     )
     direction: Direction = "minimize"
-    name: Annotated[str, Field(pattern=r"^[A-Za-z_]\w{0,63}$")] = Field(
+    name: Annotated[str, BeforeValidator(_name), Field(pattern=r"^[A-Za-z_]\w{0,63}$")] = Field(
         default="", description="none is the function's"
     )
     unit: str = ""
@@ -57,6 +70,8 @@ def _second_losses(info: ValidationInfo) -> list[str]:
 def _known_measurement(name: object, info: ValidationInfo) -> object:
     if not isinstance(name, str):
         raise PydanticCustomError("rule", "must be text (got {value})", {"value": repr(name)})
+    if "data" not in info.data:
+        return name  # which is wrong itself, and defines names
     chosen = info.data.get("objectives") or []
     own = [entry.name for entry in chosen if isinstance(entry, FunctionObjective)]
     known = [*OBJECTIVES, *_second_losses(info), *own]

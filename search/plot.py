@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 from typing import Literal
@@ -112,8 +113,8 @@ def _decorate(axes: Axes, table: StudyTable, horizontal: Objective, vertical: Ob
         subtitle += f"; {name}: {vertical.label} {number(best, vertical)}"
     axes.set_title(f"{table.search.name}: Pareto front\n", loc="left", fontsize=12, color=INK, fontweight="bold")
     axes.text(0, 1.02, subtitle, transform=axes.transAxes, fontsize=9, color=QUIET)
-    shown = [v for trial in table.complete if (v := values(trial, [vertical])[0]) > 0]
-    if shown and max(shown) > LOG_FROM * min(shown):
+    shown = [v for trial in table.complete if math.isfinite(v := values(trial, [vertical])[0])]
+    if shown and min(shown) > 0 and max(shown) > LOG_FROM * min(shown):
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter("{x:g}")
         axes.yaxis.set_minor_formatter(lambda x, _: f"{x:g}" if str(x)[0] in "25" else "")

@@ -251,6 +251,8 @@ def _downloads(model: ModelConfig) -> list[str]:
     if local_folder_or_file(model.name) is not None or not hub_answers():
         return []
     files = weights_on_hub(model.name, model.revision)
+    if not files:
+        return [f"the weights of {model.name}, unless they are in the local cache; the hub does not say how large"]
     missing = [size for _, size, cached in files if not cached]
     if not missing:
         return [f"nothing, the weights of {model.name} are in the local cache"]

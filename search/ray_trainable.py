@@ -37,7 +37,8 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # Ray is untyped
         """Train to the next rung; `done` where the trial has ended."""
         report = self._trial.next_rung()
         if report.outcome is not None and report.outcome.is_failure:
-            self._bases = None  # whatever broke may have left the base in pieces
+            if self._bases is not None:
+                self._bases.drop()  # whatever broke may have left the base in pieces
             _check_device()
         # As text: Ray Tune flattens nested results on their way to the searcher.
         return {REPORT: json.dumps(report.as_json()), "done": report.outcome is not None}
@@ -65,7 +66,7 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # Ray is untyped
 
             if self._bases is None:
                 self._bases = BaseCache()
-                gc.freeze()  # what the imports made lives as long as the process: no collection has to look at it
+                gc.freeze()  # once: what the imports made lives as long as the process, no collection has to look at it
             return open_session(TrialConfig.model_validate(config[CONFIG]), self._bases)
 
         return make

@@ -10,6 +10,7 @@ from ruamel.yaml import YAML
 from lorafront.search.mlflow_tracker import open_tracking, shown
 from lorafront.search.paths import RootPaths
 from lorafront.search.preflight import Prepared
+from lorafront.trainables.data import few
 
 
 def resolved_text(prepared: Prepared, root: RootPaths) -> str:
@@ -38,7 +39,7 @@ def resolved_text(prepared: Prepared, root: RootPaths) -> str:
         f"second set {name}: {len(rows)} rows ({int(rows.offsets[-1]):,} tokens)" for name, rows in tokens.also.items()
     ]
     if tokens.labels:
-        lines.append(f"labels: {', '.join(tokens.labels)}")
+        lines.append(f"labels: {few(tokens.labels)}")
     for name, measured in prepared.references().items():
         lines.append(f"{name}: " + ", ".join(f"{metric} {value:.4f}" for metric, value in measured.items()))
     lines.append("objectives: " + ", ".join(f"{o.name} ({o.direction})" for o in search.objective_list))

@@ -148,7 +148,7 @@ def _drive(
     from lorafront.search.study import StudyLedger
 
     ledger = StudyLedger(paths.study_db, prepared.search, create=create, canonical=prepared.canonical)
-    ledger.keep_data(prepared.token_file.name, prepared.rungs)
+    ledger.keep_data(prepared.token_file.name, prepared.rungs, prepared.search.code_digests())
     for name, measured in prepared.references().items():
         ledger.note_reference(name, measured)
     unfinished = _reconcile(ledger, paths)

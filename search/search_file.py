@@ -24,7 +24,6 @@ from pydantic_core import ErrorDetails, PydanticCustomError
 
 from lorafront.search.objective_entry import (
     DEFAULT_OBJECTIVES,
-    MEASURED,
     OBJECTIVE_FORMS,
     FunctionObjective,
     Measurement,
@@ -38,7 +37,7 @@ from lorafront.spaces.objectives import OBJECTIVES, Limit, Objective, parse_limi
 from lorafront.spaces.parameters import FORMS, Range, Real, Whole
 from lorafront.trainables.config import DataConfig, ModelConfig, SecondSet, Section, TrainingConfig
 from lorafront.trainables.task import TASKS
-from lorafront.trainables.user_code import is_reference
+from lorafront.trainables.user_code import is_reference, source_digest
 
 MAX_TRIALS = 100_000
 MAP_KEY = "[key]"  # pydantic puts it behind the key of a mapping that is wrong itself
@@ -147,7 +146,7 @@ class SearchFile(Section):
     @model_validator(mode="before")
     @classmethod
     def _objectives_of_the_task(cls, raw: Any) -> Any:
-        if isinstance(raw, dict) and raw.get("objectives") is None and raw.get("task") in DEFAULT_OBJECTIVES:
+        if isinstance(raw, dict) and raw.get("objectives") is None and str(raw.get("task")) in DEFAULT_OBJECTIVES:
             return {**raw, "objectives": DEFAULT_OBJECTIVES[raw["task"]]}
         return raw
 
@@ -158,13 +157,6 @@ class SearchFile(Section):
         repeated = sorted({name for name in names if names.count(name) > 1})
         if repeated:
             raise PydanticCustomError("rule", "each objective once; repeated: {names}", {"names": ", ".join(repeated)})
-        taken = [entry.name for entry in entries if not isinstance(entry, str) and entry.name in MEASURED]
-        if taken:
-            raise PydanticCustomError(
-                "rule",
-                "{name} is measured already; give the function another name: {{function: …, name: …}}",
-                {"name": taken[0]},
-            )
         return entries
 
     @model_validator(mode="after")
@@ -192,6 +184,12 @@ class SearchFile(Section):
     def functions(self) -> dict[str, str]:
         """The user's own measurements: name to `module:function`."""
         return {entry.name: entry.function for entry in self.objectives if isinstance(entry, FunctionObjective)}
+
+    def code_digests(self) -> dict[str, str]:
+        """Digest of the file of each module that the user brought, by reference."""
+        formats = [self.data.format, *(found.format for found in self.data.also_evaluate.values())]
+        references = [name for name in (self.task, *formats, *self.functions.values()) if is_reference(name)]
+        return {str(name): source_digest(str(name), self.code_folder) for name in references}
 
     @property
     def code_folder(self) -> Path | None:

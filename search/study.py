@@ -106,19 +106,25 @@ class StudyLedger:
         """See `lived`."""
         self.study.set_user_attr(study_table.LIVED, seconds)
 
-    def keep_data(self, token_file: str, rungs: tuple[int, ...]) -> None:
+    def keep_data(self, token_file: str, rungs: tuple[int, ...], code: Mapping[str, str]) -> None:
         """Keep which token rows and rungs the trials see; a driver that goes on must see the same.
 
+        Args:
+            token_file: named by the content of the data.
+            rungs: training rows at which trials report.
+            code: digest of the file of each of the user's own modules.
+
         Raises:
-            StateUnreadable: the data, the tokenizer or the rungs are not those that the search began with.
+            StateUnreadable: the data, the tokenizer, the rungs or the user's code are not those of the search's start.
         """
-        found = {"tokens": token_file, "rungs": list(rungs)}
+        found = {"tokens": token_file, "rungs": list(rungs), "code": dict(code)}
         kept = self.study.user_attrs.get(study_table.DATA)
         if kept is None:
             self.study.set_user_attr(study_table.DATA, found)
         elif kept != found:
             raise StateUnreadable(
-                "the data, its tokenizer or the rungs changed since the search began, so new trials would not compare "
+                "the data, its tokenizer, the rungs or your own code changed since the search began, so new trials "
+                "would not compare "
                 f"with old ones (began with {kept}, found {found}); restore them, or start a search of another name"
             )
 

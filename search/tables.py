@@ -44,11 +44,11 @@ def front_table(table: StudyTable, members: Sequence[TrialRecord]) -> Table:
     beside = [name for name in varying if name not in columns]
     shown = Table(title=f"Pareto front of {table.search.name}", title_justify="left", caption_justify="left", **COMPACT)
     shown.add_column("trial", justify="right", no_wrap=True)
-    shown.add_column("configuration", overflow="fold", min_width=20)
+    shown.add_column("configuration", overflow="fold", min_width=14)
     for name in columns:
         shown.add_column(SHORT.get(name, name), justify="right", no_wrap=True)
     for objective in objectives:
-        shown.add_column(heading(objective), justify="right", style="bold")
+        shown.add_column(heading(objective, len(objectives)), justify="right", style="bold", no_wrap=True)
     for trial in members:
         label = (
             " ".join([trial.lora.label, *(f"{SHORT.get(n, n)} {_cell(trial.lora, n)}" for n in beside)])
@@ -172,16 +172,17 @@ def trials_table(table: StudyTable) -> Table:
 def trial_columns(shown: Table, objectives: Sequence[Objective]) -> None:
     """Columns of a table of trials in any state."""
     shown.add_column("trial", justify="right", no_wrap=True)
-    shown.add_column("configuration", overflow="fold", min_width=16)
+    shown.add_column("configuration", overflow="fold", min_width=14)
     shown.add_column("rows", justify="right", no_wrap=True)
     for objective in objectives:
-        shown.add_column(heading(objective), justify="right", overflow="fold")
-    shown.add_column("state", overflow="fold")
+        shown.add_column(heading(objective, len(objectives)), justify="right", no_wrap=True)
+    shown.add_column("state", no_wrap=len(objectives) > MOST_BESIDE)
 
 
-def heading(objective: Objective) -> str:
-    """Of a column: words that can stand below each other."""
-    return SHORT.get(objective.name) or objective.name.removeprefix("eval_").replace("_", " ")
+def heading(objective: Objective, several: int) -> str:
+    """Of a column; its words stand below each other where there are several objectives."""
+    words = SHORT.get(objective.name) or objective.name.removeprefix("eval_").replace("_", " ")
+    return words if several <= MOST_BESIDE else words.replace(" ", "\n")
 
 
 def cells(measured: Mapping[str, Any], objectives: Sequence[Objective]) -> list[str]:

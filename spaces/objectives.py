@@ -100,7 +100,7 @@ class Limit:
         return f"{self.name} {self.operator} {self.bound:g}"
 
 
-_LIMIT = re.compile(r"^\s*(<=|>=)\s*(\d+(?:\.\d*)?(?:[eE][-+]?\d+)?)\s*$")
+_LIMIT = re.compile(r"^\s*(<=|>=)\s*([-+]?\d+(?:\.\d*)?(?:[eE][-+]?\d+)?)\s*$")
 
 
 def parse_limit(name: str, text: object) -> Limit:

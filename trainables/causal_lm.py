@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 from torch.nn.functional import cross_entropy, pad
 
+from lorafront.trainables.collate import pad_rows
 from lorafront.trainables.evaluate import language_metrics
 from lorafront.trainables.task import Encoding
 
@@ -73,15 +74,10 @@ class CausalLM:
     def collate(self, rows: TokenRows, indices: Sequence[int], pad_id: int) -> dict[str, torch.Tensor]:
         """See `Task.collate`; rows are filled up on the right."""
         chosen = [rows.row(index) for index in indices]
-        shape = (len(chosen), max(len(ids) for ids, _ in chosen))
-        input_ids = torch.full(shape, pad_id, dtype=torch.int64)
-        attention_mask = torch.zeros(shape, dtype=torch.int64)
-        labels = torch.full(shape, IGNORE, dtype=torch.int64)
-        for i, (ids, masked) in enumerate(chosen):
-            tokens = torch.from_numpy(ids.astype("int64"))
-            input_ids[i, : len(ids)] = tokens
-            attention_mask[i, : len(ids)] = 1
-            labels[i, masked : len(ids)] = tokens[masked:]
+        input_ids, attention_mask = pad_rows([ids for ids, _ in chosen], pad_id)
+        labels = input_ids.masked_fill(attention_mask == 0, IGNORE)
+        for i, (_, masked) in enumerate(chosen):
+            labels[i, :masked] = IGNORE
         return {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
 
     def targets(self, batch: dict[str, torch.Tensor]) -> int:

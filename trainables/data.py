@@ -123,7 +123,7 @@ def prepare(
         InvalidInput: too few rows are left, or their labels do not fit.
     """
     pairs = _Pairs.of(raw, tokenizer)
-    file = folder / f"{_fingerprint(data, task, tokenizer, pairs)}.safetensors"
+    file = folder / f"{_fingerprint(data, task, tokenizer, raw, pairs)}.safetensors"
     tokens = _cached(file) or _encode(data, task, tokenizer, raw, pairs)
     problems = [
         Problem(
@@ -208,11 +208,12 @@ def _labels(task: Task, raw: RowSets, pairs: _Pairs) -> tuple[str, ...]:
     if labels:
         sets = [(raw.evaluation or raw.main, pairs.evaluation or [])]
         sets += [(raw.also[name], rows) for name, rows in pairs.also.items()]
+        known = set(labels)
         for found, rows in sets:
             for number, (_, label) in enumerate(rows, start=1):
-                if label not in labels:
+                if label not in known:
                     message = (
-                        f"row {number} of {found.source} has label {label!r}; the training rows have {_few(labels)}"
+                        f"row {number} of {found.source} has label {label!r}; the training rows have {few(labels)}"
                     )
                     problems.append(Problem(found.key, message))
                     break
@@ -221,7 +222,8 @@ def _labels(task: Task, raw: RowSets, pairs: _Pairs) -> tuple[str, ...]:
     return labels
 
 
-def _few(names: tuple[str, ...]) -> str:
+def few(names: tuple[str, ...]) -> str:
+    """The first ten, and how many more there are."""
     return ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")  # noqa: PLR2004
 
 
@@ -259,19 +261,21 @@ def row_order(rows: int, seed: int) -> Iterator[int]:
 
 
 def _own_source(task: Task) -> str:
-    """The file of a user's own task: what it encodes changes with it. Ours changes with FORMAT_VERSION."""
-    module = type(task).__module__
-    file = getattr(sys.modules.get(module), "__file__", None)
-    if file is None or module.startswith("lorafront."):
-        return ""
-    return hashlib.sha256(Path(file).read_bytes()).hexdigest()
+    """The files of a user's own task: what it encodes changes with them. Ours changes with FORMAT_VERSION."""
+    digest = hashlib.sha256()
+    for kind in type(task).__mro__:
+        file = getattr(sys.modules.get(kind.__module__), "__file__", None)
+        if file is not None and not kind.__module__.startswith("lorafront."):
+            digest.update(Path(file).read_bytes())
+    return digest.hexdigest()
 
 
-def _fingerprint(data: DataConfig, task: Task, tokenizer: PreTrainedTokenizerBase, pairs: _Pairs) -> str:
+def _fingerprint(data: DataConfig, task: Task, tokenizer: PreTrainedTokenizerBase, raw: RowSets, pairs: _Pairs) -> str:
     """Names the cache by everything that its content depends on, the rows themselves included."""
     digest = hashlib.sha256()
+    forms = [[raw.main.form.packed, raw.main.form.framed], *([s.form.packed, s.form.framed] for s in raw.also.values())]
     facts = [
-        FORMAT_VERSION, task.name, _own_source(task), data.model_dump(mode="json"),
+        FORMAT_VERSION, task.name, _own_source(task), forms, data.model_dump(mode="json"),
         tokenizer.pad_token_id, tokenizer.eos_token_id, getattr(tokenizer, "chat_template", None),
     ]  # fmt: skip
     digest.update(json.dumps(facts, sort_keys=True).encode())

@@ -45,11 +45,12 @@ def language_metrics(sums: torch.Tensor) -> dict[str, float]:
 def class_metrics(sums: torch.Tensor) -> dict[str, float]:
     """Mean NLL, accuracy, and F1 averaged over the labels, from [NLL, rows, confusion[truth, said] flattened].
 
-    A label that is neither there nor predicted has an F1 of 0, as in scikit-learn.
+    Labels that are neither there nor predicted do not count, as in scikit-learn.
     """
     confusion = sums[2:].view(math.isqrt(len(sums) - 2), -1)
     right = confusion.diagonal()
-    f1 = 2 * right / (confusion.sum(0) + confusion.sum(1)).clamp(min=1)
+    seen = confusion.sum(0) + confusion.sum(1)
+    f1 = (2 * right / seen)[seen > 0]
     return {
         "eval_loss": float(sums[0] / sums[1]),
         "accuracy": float(right.sum() / sums[1]),

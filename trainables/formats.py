@@ -39,8 +39,8 @@ def label(value: Any) -> str:
 
 def messages(value: Any) -> str:
     """A conversation whose last turn is the assistant's."""
-    if not isinstance(value, (list, tuple)) or not value:
-        return "must be a list of messages"
+    if not isinstance(value, (list, tuple)) or len(value) < 2:  # noqa: PLR2004  # a question and an answer
+        return "must be a list of two or more messages"
     for turn in value:
         if not isinstance(turn, Mapping) or not all(isinstance(turn.get(key), str) for key in ("role", "content")):
             return "must hold messages with the texts role and content"

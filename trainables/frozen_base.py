@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from lorafront.spaces.lora import LoraConfiguration
     from lorafront.trainables.task import Task
 
-SHARE_OF_MEMORY = 1 / 16  # of the machine, for the bases that a process without a GPU keeps
+SHARE_OF_MEMORY = 1 / 8  # of the machine, for the bases that processes without a GPU keep between trials
 
 
 class FrozenBase:
@@ -61,7 +61,13 @@ class FrozenBase:
             bits["llm_int8_skip_modules"] = head_modules(without_weights(load_config(model), task, labels))
         auto_class, arguments = task.auto_class(), task.model_arguments(labels)
         # What whoever loads an exported adapter has to say.
-        self.loaded_as: Final = {"auto_class": auto_class.__name__, "arguments": arguments, "bitsandbytes": bits}
+        self.loaded_as: Final = {
+            "auto_class": auto_class.__name__,
+            "arguments": arguments,
+            "bitsandbytes": bits,
+            "revision": model.revision,
+            "attention": attention,
+        }
         self.model: PreTrainedModel
         self.model, loaded = auto_class.from_pretrained(
             model.name,
@@ -166,7 +172,8 @@ class BaseCache:
             self._bases[key] = FrozenBase(model, task, quantization, labels)
             self._bases[key].references = self._references.setdefault(key, {})
         self._bases[key] = self._bases.pop(key)
-        room = psutil.virtual_memory().total * SHARE_OF_MEMORY
+        # As many processes as the machine has room for do the same.
+        room = psutil.virtual_memory().total * SHARE_OF_MEMORY * torch.get_num_threads() / (psutil.cpu_count() or 1)
         while len(self._bases) > 1 and sum(base.bytes for base in self._bases.values()) > room:
             del self._bases[next(iter(self._bases))]
             gc.collect()

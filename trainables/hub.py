@@ -61,14 +61,18 @@ def unreachable(kind: str, name: str, error: Exception) -> str:
 
 
 def weights_on_hub(name: str, revision: str | None) -> list[tuple[str, int, bool]]:
-    """(file, bytes, whether it is in the local cache) of the weights of a model on the hub.
+    """(file, bytes, whether it is in the local cache) of the weights of a model on the hub; nothing where it won't say.
 
     Raises:
         InvalidInput: it has none that can be read without running code.
     """
+    import httpx  # what huggingface_hub asks with
     from huggingface_hub import HfApi, try_to_load_from_cache
 
-    info = HfApi().model_info(name, revision=revision, files_metadata=True, timeout=PROBE_SECONDS)
+    try:
+        info = HfApi().model_info(name, revision=revision, files_metadata=True, timeout=PROBE_SECONDS)
+    except (OSError, httpx.HTTPError):  # gated, busy, slow: loading it will say so where it matters
+        return []
     sizes = {file.rfilename: file.size or 0 for file in info.siblings or []}
     shards = [file for file in sizes if re.fullmatch(r"model-\d+-of-\d+\.safetensors", file)]
     files = ["model.safetensors"] if "model.safetensors" in sizes else shards

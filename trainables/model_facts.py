@@ -55,7 +55,13 @@ def model_facts(config: PretrainedConfig, task: Task, labels: tuple[str, ...] = 
         model = without_weights(config, task, labels)
     except ValueError as error:
         raise InvalidInput(
-            [Problem(("task",), f"a model of type {config.model_type} cannot be trained for {task.name}")]
+            [
+                Problem(
+                    ("task",),
+                    f"a model of type {config.model_type} cannot be trained for {task.name} "
+                    f"({str(error).strip().splitlines()[0][:120]})",
+                )
+            ]
         ) from error
     return ModelFacts(
         linears=dict(_linears(model)),

@@ -153,9 +153,16 @@ class PeftSession:
         with torch.no_grad(), torch.random.fork_rng(devices):
             for name, reference in self.config.functions.items():
                 self.model.eval()
-                measured[name] = load_reference(reference, self.config.code)(self.model, tokenizer)
+                value = load_reference(reference, self.config.code)(self.model, tokenizer)
                 self.model.train()
-        return {name: value.item() if hasattr(value, "item") else value for name, value in measured.items()}
+                measured[name] = value.item() if hasattr(value, "item") else value
+                if not isinstance(measured[name], (int, float)):
+                    raise TypeError(f"{reference} gave {value!r}, which is no number")
+        if any(getattr(module, "merged", False) for module in self.model.modules()):
+            raise RuntimeError(
+                "a function merged the adapter into the base, which other trials use; unmerge is not exact"
+            )
+        return measured
 
     def save(self, folder: Path) -> None:
         """Write adapter (an ordinary PEFT folder), optimizer state, and position."""
@@ -250,6 +257,8 @@ class PeftSession:
             self._optimizer_step(largest)
             self._optimizer_step(largest)
 
+        # A scaler may skip both steps, and no optimizer state would be there to be counted.
+        self.scaler = torch.amp.GradScaler(self.base.device.type, enabled=False)
         memory = measure_peak(two_steps, lambda: resident_tensors(self.model), self.base.device)
         with torch.no_grad():
             for parameter, value in zip(self.trained, before, strict=True):
@@ -259,13 +268,17 @@ class PeftSession:
         return memory
 
     def _largest_batch(self) -> Batch:
-        """The batch with the longest row that this trial will see."""
+        """A batch as large as the rows that this trial will see can make one.
+
+        It holds the longest row, and those with the longest prompt and completion: an encoder-decoder pads each side.
+        """
         rows = self.data.train
         seen = list(islice(row_order(len(rows), self.config.seed), self.total_steps * self.config.rows_per_step))
-        lengths = rows.lengths
-        longest = max(range(len(seen)), key=lambda i: int(lengths[seen[i]]))
-        start = longest // self.batch_size * self.batch_size
-        return self.task.collate(rows, seen[start : start + self.batch_size], self.data.pad_id)
+        lengths, starts = rows.lengths[seen], rows.targets[seen]
+        extremes = [seen[int(sizes.argmax())] for sizes in (lengths, starts, lengths - starts)]
+        chosen = list(dict.fromkeys([*extremes, *seen]))[: self.batch_size]
+        chosen += [extremes[0]] * (self.batch_size - len(chosen))
+        return self.task.collate(rows, chosen, self.data.pad_id)
 
     def _bare_base(self) -> dict[str, float]:
         """Evaluation before the first step; B is zero, so it is the base's own, once per base and data."""
@@ -279,12 +292,14 @@ class PeftSession:
     def _loader(self) -> Iterator[Batch]:
         """Batches from the next unseen row on, without end."""
         workers = self.config.training.loader_workers
+        # Not `self` in the function below: a session that failed would keep its base alive through it.
+        task, rows, pad_id = self.task, self.data.train, self.data.pad_id
         upcoming = islice(row_order(len(self.data.train), self.config.seed), self.rows_seen, None)
         loader: DataLoader[Any] = DataLoader(
             _Rows(len(self.data.train)),
             batch_size=self.batch_size,
             sampler=upcoming,  # any iterable of indices will do
-            collate_fn=lambda indices: self.task.collate(self.data.train, indices, self.data.pad_id),
+            collate_fn=lambda indices: task.collate(rows, indices, pad_id),
             num_workers=workers,
             pin_memory=self.base.device.type == "cuda",
             multiprocessing_context="fork" if workers else None,

@@ -33,7 +33,7 @@ class RawData:
         train: rows to train on (or to split, where `evaluation` is None).
         evaluation: rows of the split that the data names, if it names one.
         source: for messages.
-        columns: names that every row has.
+        columns: names that some row has.
     """
 
     train: list[Row]
@@ -50,6 +50,8 @@ def read_data(source: RowSource) -> RawData:
     """
     place = local_folder_or_file(source.path)
     if place is None:
+        if source.header is not None:
+            raise InvalidInput([Problem(("header",), f"only CSV and TSV files take one ({source.path} is on the hub)")])
         data = _from_hub(source.path, source.config_name, source.revision)
     elif place.is_dir():
         data = _from_folder(place, source.header)
@@ -57,7 +59,8 @@ def read_data(source: RowSource) -> RawData:
         data = RawData(read_file(place, source.header), None, source.path, [])
     if not data.train:
         raise InvalidInput(f"{source.path} has 0 rows")
-    return RawData(data.train, data.evaluation, source.path, list(data.train[0]))
+    columns = list(dict.fromkeys(name for row in data.train for name in row))
+    return RawData(data.train, data.evaluation, source.path, columns)
 
 
 def read_file(path: Path, header: Sequence[str] | None = None) -> list[Row]:
@@ -97,8 +100,9 @@ def _json_rows(path: Path) -> list[Row]:
     text = _utf8(path)
     if path.suffix.lower() == ".json" and text.lstrip().startswith("["):
         rows = _parse(text, path, 1)
-        numbered = list(enumerate(rows, start=1))
+        numbered, place = list(enumerate(rows, start=1)), "entry"
     else:
+        place = "line"
         numbered = [
             (number, _parse(line, path, number))
             for number, line in enumerate(text.split("\n"), start=1)
@@ -106,7 +110,7 @@ def _json_rows(path: Path) -> list[Row]:
         ]
     for number, row in numbered:
         if not isinstance(row, dict):
-            raise InvalidInput(f"{path}, line {number}: expected a JSON object (got {type(row).__name__})")
+            raise InvalidInput(f"{path}, {place} {number}: expected a JSON object (got {type(row).__name__})")
     return [row for _, row in numbered]
 
 
@@ -182,5 +186,6 @@ def _from_hub(name: str, config_name: str | None, revision: str | None) -> RawDa
         raise InvalidInput(unreachable("data set", name, error)) from error
     splits = {split: list(rows) for split, rows in loaded.items()}
     trained_on = "train" if "train" in splits else next(iter(splits))
-    named = [split for split in ("validation", "test") if split in splits and split != trained_on]
+    by_kind = {_split_of(Path(split)): split for split in reversed(splits) if split != trained_on}
+    named = [by_kind[kind] for kind in ("eval", "test") if kind in by_kind]
     return RawData(splits[trained_on], splits[named[0]] if named else None, name, [])

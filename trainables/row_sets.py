@@ -5,7 +5,7 @@ All that is wrong with any of them is raised together, each with the key of the 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -41,13 +41,27 @@ class RawSet:
     key: tuple[str, ...]
 
     def pairs(self, rows: list[Row], tokenizer: PreTrainedTokenizerBase) -> Pairs:
-        """(prompt, completion) of each."""
-        try:
-            return [self.form.split(row, tokenizer) for row in rows]
-        except InvalidInput as error:
-            raise InvalidInput(
-                [Problem((*self.key[:-1], "format"), f"{self.source}: {p.message}") for p in error.problems]
-            ) from error
+        """(prompt, completion) of each.
+
+        Raises:
+            InvalidInput: the format refuses a row, or its own function raises or gives something else than two texts.
+        """
+        found = []
+        for number, row in enumerate(rows, start=1):
+            try:
+                pair = self.form.split(row, tokenizer)
+                if not (isinstance(pair, tuple) and len(pair) == 2 and all(isinstance(part, str) for part in pair)):  # noqa: PLR2004  # a pair
+                    raise InvalidInput(f"the format must give two texts (got {pair!r})")  # noqa: TRY301
+            except InvalidInput as error:
+                reason = "; ".join(problem.message for problem in error.problems)
+                raise self._refused(number, reason) from error
+            except Exception as error:  # a chat template and a user's own format raise what they like
+                raise self._refused(number, f"{type(error).__name__}: {error}") from error
+            found.append(pair)
+        return found
+
+    def _refused(self, number: int, reason: str) -> InvalidInput:
+        return InvalidInput([Problem((*self.key[:-1], "format"), f"row {number} of {self.source}: {reason}")])
 
 
 @dataclass(frozen=True)
@@ -75,7 +89,9 @@ def read_sets(data: DataConfig, task: Task, code: Path | None = None) -> RowSets
 
     def one(source: RowSource, key: tuple[str, ...], form: str) -> RawSet | None:
         try:
-            return _read_set(source, key, form, task, code)
+            found = _read_set(source, key, form, task, code)
+            # The main set is split; of the others what they name an evaluation split, or all.
+            return found if source is data else replace(found, rows=found.evaluation or found.rows, evaluation=None)
         except InvalidInput as error:
             problems.extend(error.problems)
             return None
@@ -111,9 +127,7 @@ def _read_set(source: RowSource, key: tuple[str, ...], form_name: str, task: Tas
         raise InvalidInput(
             [Problem(key if not p.path else (*key[:-1], *p.path), p.message) for p in error.problems]
         ) from error
-    if key[-2] == "data":
-        return RawSet(raw.train, raw.evaluation, form, raw.source, key)
-    return RawSet(raw.evaluation or raw.train, None, form, raw.source, key)
+    return RawSet(raw.train, raw.evaluation, form, raw.source, key)
 
 
 def _renamed(raw: RawData, source: RowSource, form: RowFormat) -> RawData:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 
 from lorafront.trainables.causal_lm import IGNORE, token_nll
+from lorafront.trainables.collate import pad_rows
 from lorafront.trainables.evaluate import language_metrics
 from lorafront.trainables.task import Encoding
 
@@ -63,15 +64,8 @@ class Seq2SeqLM:
     def collate(self, rows: TokenRows, indices: Sequence[int], pad_id: int) -> dict[str, torch.Tensor]:
         """int64[b, s] `input_ids`, `attention_mask`; int64[b, t] `labels`; all filled up on the right."""
         chosen = [rows.row(index) for index in indices]
-        longest = max(start for _, start in chosen), max(len(ids) - start for ids, start in chosen)
-        input_ids = torch.full((len(chosen), longest[0]), pad_id, dtype=torch.int64)
-        attention_mask = torch.zeros((len(chosen), longest[0]), dtype=torch.int64)
-        labels = torch.full((len(chosen), longest[1]), IGNORE, dtype=torch.int64)
-        for i, (ids, start) in enumerate(chosen):
-            tokens = torch.from_numpy(ids.astype("int64"))
-            input_ids[i, :start] = tokens[:start]
-            attention_mask[i, :start] = 1
-            labels[i, : len(ids) - start] = tokens[start:]
+        input_ids, attention_mask = pad_rows([ids[:start] for ids, start in chosen], pad_id)
+        labels, _ = pad_rows([ids[start:] for ids, start in chosen], IGNORE)
         return {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
 
     def targets(self, batch: dict[str, torch.Tensor]) -> int:
@@ -79,8 +73,8 @@ class Seq2SeqLM:
         return int((batch["labels"] != IGNORE).sum())
 
     def nll(self, model: PreTrainedModel, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        """Sum over the completions' tokens, in float32; the model itself shifts its decoder's input."""
-        decoder_input_ids = model.prepare_decoder_input_ids_from_labels(labels=batch["labels"])
+        """Sum over the completions' tokens, in float32."""
+        decoder_input_ids = _shifted(model, batch["labels"])
         logits_btv = model(
             input_ids=batch["input_ids"],
             attention_mask=batch["attention_mask"],
@@ -100,6 +94,16 @@ class Seq2SeqLM:
     def references(self, _rows: TokenRows, _labels: tuple[str, ...]) -> dict[str, dict[str, float]]:
         """None: the bare base is measured by the trials."""
         return {}
+
+
+def _shifted(model: PreTrainedModel, labels_bt: torch.Tensor) -> torch.Tensor:
+    """int64[b, t]: the decoder's input, by the model's own rule or with a start token before all but the last."""
+    own = getattr(model, "prepare_decoder_input_ids_from_labels", None)
+    if own is not None:
+        return own(labels=labels_bt)  # type: ignore[no-any-return]  # a tensor
+    start = labels_bt.new_full((len(labels_bt), 1), model.config.decoder_start_token_id)
+    shifted = torch.cat([start, labels_bt[:, :-1]], dim=1)
+    return shifted.masked_fill(shifted == IGNORE, model.config.pad_token_id)
 
 
 SEQ_2_SEQ_LM = Seq2SeqLM()

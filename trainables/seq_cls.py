@@ -12,6 +12,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from lorafront.spaces.errors import InvalidInput
+from lorafront.trainables.collate import pad_rows
 from lorafront.trainables.evaluate import class_metrics
 from lorafront.trainables.task import Encoding
 
@@ -74,12 +75,7 @@ class SequenceClassification:
     def collate(self, rows: TokenRows, indices: Sequence[int], pad_id: int) -> dict[str, torch.Tensor]:
         """int64[b, t] `input_ids`, `attention_mask`, filled up on the right; int64[b] `labels`."""
         chosen = [rows.row(index) for index in indices]
-        shape = (len(chosen), max(len(ids) for ids, _ in chosen))
-        input_ids = torch.full(shape, pad_id, dtype=torch.int64)
-        attention_mask = torch.zeros(shape, dtype=torch.int64)
-        for i, (ids, _) in enumerate(chosen):
-            input_ids[i, : len(ids)] = torch.from_numpy(ids.astype("int64"))
-            attention_mask[i, : len(ids)] = 1
+        input_ids, attention_mask = pad_rows([ids for ids, _ in chosen], pad_id)
         labels = torch.tensor([label for _, label in chosen], dtype=torch.int64)
         return {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
 

@@ -13,8 +13,8 @@ class Measurements(TypedDict, total=False):
     """What a session reports at a rung beside its task's own metrics; see `Objective` for units.
 
     A task adds `eval_loss` and its quality (`perplexity`, or `accuracy` and `f1`), each also with `base_` before it for
-    the bare base; a second evaluation set adds `eval_NAME_loss`, a function of the user its own name. `setup_seconds` is
-    from the base to the first step (memory probe and, once per base, its evaluation), `eval_seconds` that of this rung.
+    the bare base; a second set adds `eval_NAME_loss`, a function of the user its own name. `setup_seconds` lead to the
+    first step (memory probe; once per base its evaluation), `eval_seconds` are those of this rung.
     """
 
     train_loss: float

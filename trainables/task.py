@@ -117,6 +117,8 @@ def task_named(name: str, folder: Path | None = None) -> Task:
         InvalidInput: it cannot be loaded, or is no task.
     """
     found = load_reference(TASKS.get(name, name), folder)
+    if isinstance(found, type):
+        raise InvalidInput(f"{name} is a class; name an object of it, such as TASK = {found.__name__}()")
     if not isinstance(found, Task):
         missing = [part for part in dir(Task) if not part.startswith("_") and not hasattr(found, part)]
         raise InvalidInput(f"{name} is no task: it lacks {', '.join(missing)} (see lorafront.trainables.task.Task)")

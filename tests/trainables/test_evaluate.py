@@ -46,8 +46,7 @@ def test_accuracy_and_f1_are_those_of_scikit_learn(pairs: list[tuple[int, int]])
     truth, said = zip(*pairs, strict=True)
     found = class_metrics(sums(pairs))
     assert found["accuracy"] == pytest.approx(accuracy_score(truth, said))
-    expected = f1_score(truth, said, average="macro", labels=range(LABELS), zero_division=0)
-    assert found["f1"] == pytest.approx(expected)
+    assert found["f1"] == pytest.approx(f1_score(truth, said, average="macro", zero_division=0))
 
 
 @given(st.lists(st.integers(0, LABELS - 1), min_size=1, max_size=30))
