@@ -168,8 +168,12 @@ BAD_OBJECTIVES: list[tuple[dict[str, Any], str, str]] = [
      "must be one of"),
     ({"objectives": ["perplexity", {"function": "a:b", "directoin": "minimize"}]}, "objectives[1].directoin",
      "Did you mean 'direction'?"),
-    ({"objectives": ["perplexity", {"function": "own_metrics:score", "name": "peak_vram_gb"}]}, "objectives",
-     "peak_vram_gb is measured already"),
+    ({"objectives": ["perplexity", {"function": "own_metrics:score", "name": "peak_vram_gb"}]}, "objectives[1].name",
+     "'peak_vram_gb' is the name of something that is measured or set already"),
+    ({"objectives": ["perplexity", {"function": "own_metrics:score", "name": "base_perplexity"}]}, "objectives[1].name",
+     "is measured or set already"),
+    ({"objectives": ["perplexity", {"function": "own_metrics:score", "name": "rank"}]}, "objectives[1].name",
+     "is measured or set already"),
     ({"objectives": ["perplexity", "peak_vram_gb"], "constraints": {"score": "<= 1"}}, "constraints.score",
      "unknown objective 'score'"),
     ({"objectives": ["perplexity", "tokens_per_second"], "resources": {"gpus_per_trial": 0.5}}, "",
@@ -184,6 +188,17 @@ def test_bad_objectives_are_refused(checked, sections: dict[str, Any], place: st
         checked(**sections)
     found = [str(problem) for problem in caught.value.problems]
     assert any(text.startswith(f"{place}: " if place else "") and words in text for text in found), found
+
+
+def test_one_mistake_is_one_message(checked) -> None:
+    """Names that a wrong section would have defined are not called unknown."""
+    with pytest.raises(InvalidInput) as caught:
+        checked(
+            data={"format": "txet", "also_evaluate": {"general": "good.jsonl"}},
+            objectives=["perplexity", "eval_general_loss"],
+            constraints={"eval_general_loss": "<= -0.5"},
+        )
+    assert [problem.path for problem in caught.value.problems] == [("data", "format")]
 
 
 def test_objectives_of_every_kind_pass(checked) -> None:

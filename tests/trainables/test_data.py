@@ -92,6 +92,18 @@ def test_eval_path_and_named_splits(prepared: Prepare, qa_file: Path, tmp_path: 
     assert (len(by_path.train), len(by_path.evaluation)) == (40, 3)
 
 
+def test_what_is_only_evaluated_gives_its_evaluation_split(prepared: Prepare, qa_file: Path, tmp_path: Path) -> None:
+    """A folder with splits as `eval_path` or second set is never evaluated on the rows that it trains on."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    row = json.dumps({"question": "Who?", "answer": "Nobody."})
+    (folder / "train.jsonl").write_text(qa_file.read_text())
+    (folder / "valid.jsonl").write_text(f"{row}\n{row}\n{row}\n")
+    also = {"data": str(folder), "other": str(folder)}
+    data = prepared(folder, eval_path=str(folder), also_evaluate=also, format="question_answer")
+    assert [len(rows) for rows in (data.train, data.evaluation, *data.also.values())] == [40, 3, 3, 3]
+
+
 def test_cache_file_gives_back_what_went_in(tiny_model: ModelConfig, qa_file: Path, tmp_path: Path) -> None:
     """A stored cache loads to the same arrays, and changed rows get another file."""
     tokenizer = load_tokenizer(tiny_model)

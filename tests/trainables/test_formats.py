@@ -69,9 +69,10 @@ def test_a_chat_needs_a_template_and_an_answer(prepared: Prepare, tokenizer: Pre
         prepared([good] * 4, format="messages")
     tokenizer.chat_template = CHATML
     for wrong, words in (
-        ({"messages": good["messages"][:1]}, "row 2 .* must end with a message of the assistant"),
-        ({"messages": [{"role": "user"}]}, "row 2 .* role and content"),
-        ({"messages": "hello"}, "row 2 .* must be a list of messages"),
+        ({"messages": good["messages"][::-1]}, "row 2 .* must end with a message of the assistant"),
+        ({"messages": [{"role": "user"}, {"role": "assistant"}]}, "row 2 .* role and content"),
+        ({"messages": good["messages"][1:]}, "row 2 .* must be a list of two or more messages"),
+        ({"messages": "hello"}, "row 2 .* must be a list of two or more messages"),
     ):
         with pytest.raises(InvalidInput, match=words):
             prepared([good, wrong, good], format="messages")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,10 @@ def broken(model, tokenizer):
 
 def no_number(model, tokenizer):
     return "fine"
+
+def merges(model, tokenizer):
+    model.merge_adapter()
+    return 1.0
 
 class FirstHalf(CausalLM):
     name = "first_half"
@@ -89,21 +94,34 @@ def test_a_function_measures_at_the_end_and_disturbs_nothing(
     assert 2 <= last["length"] <= 9
 
 
-def test_a_function_that_raises_is_the_trials_own_fault(
-    make_trial: MakeTrial, bases: BaseCache, code: Path, tmp_path: Path
+@pytest.mark.parametrize(
+    ("function", "words"),
+    [
+        ("broken", "KeyError: 'no such answer'"),
+        ("no_number", "own_code:no_number gave 'fine', which is no number"),
+        ("merges", "merged the adapter into the base"),
+    ],
+)
+def test_a_function_that_fails_is_the_trials_own_fault(
+    make_trial: MakeTrial, code: Path, tmp_path: Path, function: str, words: str
 ) -> None:
-    """The trial ends with a reason that names what was raised; the worker goes on."""
-    config = make_trial(rungs=(16,)).model_copy(update={"functions": {"x": "own_code:broken"}, "code": code})
+    """The trial ends with a reason that names what happened; its session lets go of the base."""
+    bases = BaseCache()
+    config = make_trial(rungs=(16,)).model_copy(update={"functions": {"x": f"own_code:{function}"}, "code": code})
     trial = Trial(lambda: open_session(config, bases), config.rungs, TrialFolder(tmp_path / "trial"))
     report = trial.next_rung()
     assert report.outcome is Outcome.USER_ERROR
-    assert "KeyError: 'no such answer'" in report.error
+    assert words in report.error
+    base = weakref.ref(bases.get(config.model, task_named("causal_lm"), "bf16"))
     bases.drop()
+    assert base() is None
 
 
 def test_a_task_of_the_users_own(code: Path) -> None:
     """`module:name` is a task like those that come with the package; what is none says what it lacks."""
     assert task_named("own_code:TASK", code).name == "first_half"
+    with pytest.raises(InvalidInput, match=r"own_code:FirstHalf is a class; name an object of it"):
+        task_named("own_code:FirstHalf", code)
     with pytest.raises(InvalidInput, match=r"own_code:broken is no task: it lacks auto_class, .*collate"):
         task_named("own_code:broken", code)
 
