@@ -27,11 +27,11 @@ COLOURS = {
 
 
 def plot_front(table: StudyTable, path: Path) -> None:
-    """Write a PNG of the first two objectives; the cheaper-to-read one (memory, size) is the horizontal axis."""
+    """Write a PNG: the first objective that is a quality over the first one that is a cost."""
     objectives = table.search.objective_list
-    vertical, horizontal = (objectives[0], objectives[1])
-    if horizontal.quality and not vertical.quality:
-        vertical, horizontal = horizontal, vertical
+    vertical = next((o for o in objectives if o.quality), objectives[0])
+    others = [o for o in objectives if o is not vertical]
+    horizontal = next((o for o in others if not o.quality), others[0])
     members = front_of(table)
     figure = Figure(figsize=(9, 5.5), dpi=150, layout="constrained")
     axes = figure.add_subplot()
@@ -52,6 +52,7 @@ def _trials(
     on_front = {trial.number for trial in members}
     kinds = sorted({trial.lora.quantization for trial in table.complete if trial.lora}, key=list(COLOURS).index)
     for kind in kinds:
+        has_member = any(trial.lora and trial.lora.quantization == kind for trial in members)
         for chosen in (False, True):
             trials = [
                 trial for trial in table.complete
@@ -61,10 +62,8 @@ def _trials(
             axes.scatter(
                 [x for x, _ in points], [y for _, y in points], color=COLOURS[kind], s=64 if chosen else 26,
                 alpha=1.0 if chosen else 0.45, edgecolors=INK if chosen else "none", linewidths=1.0,
-                zorder=4 if chosen else 2, label=kind if chosen or not on_front else None,
+                zorder=4 if chosen else 2, label=kind if chosen == has_member else None,
             )  # fmt: skip
-        if not any(trial.lora and trial.lora.quantization == kind for trial in members):
-            axes.scatter([], [], color=COLOURS[kind], s=26, alpha=0.45, label=kind)
 
 
 def _staircase(axes: Axes, members: list[TrialRecord], horizontal: Objective, vertical: Objective) -> None:
