@@ -22,7 +22,7 @@ def test_limit_reads_what_is_written(operator, bound, space):
 
 
 @pytest.mark.parametrize(
-    "text", ["12", "< 12", "== 12", "<= ", "<= x", "<= -1", "<= .nan", "12 >=", "<= 1 2", "", 12, None, ["<= 3"]]
+    "text", ["12", "< 12", "== 12", "<= ", "<= x", "<= --1", "<= .nan", "12 >=", "<= 1 2", "", 12, None, ["<= 3"]]
 )
 def test_limit_refuses_and_shows_the_form(text):
     """What is no comparison is refused with an example and the value found."""
@@ -77,3 +77,8 @@ def test_objectives_are_listed_under_their_names():
         assert objective.direction in {"minimize", "maximize"}
         assert objective.label
         assert objective.meaning
+
+
+def test_a_limit_may_be_negative() -> None:
+    """A function of the user may give what lies below zero."""
+    assert parse_limit("score", ">= -0.5") == Limit("score", ">=", -0.5)
