@@ -646,7 +646,7 @@ def compare(options: argparse.Namespace) -> None:
 def main() -> None:
     """The parent, or with `--arm` one arm."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--trials", type=int, default=32)
+    parser.add_argument("--trials", type=int, default=64)
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--length", type=int, default=64, help="tokens per row")
