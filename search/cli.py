@@ -82,7 +82,10 @@ def check(file: File, root: Root = None) -> None:
     paths = _root(root)
     prepared = _placed(file, lambda: check_search(search, paths, file.absolute().parent))
     typer.echo(resolved_text(prepared, paths))
-    refuse_existing(paths.search(search.name))
+    try:
+        refuse_existing(paths.search(search.name))
+    except LorafrontError as error:  # the file is good all the same
+        typer.echo(f"# note: {error}")
 
 
 @app.command()
@@ -146,7 +149,7 @@ def list_searches(root: Root = None, as_json: Json = False) -> None:
 def status(name: Name, root: Root = None, as_json: Json = False) -> None:
     """Show every trial of a search and where it stands."""
     from lorafront.search.ownership import owned
-    from lorafront.search.tables import summary, trials_table
+    from lorafront.search.tables import failure_lines, summary, trials_table
 
     table, paths = _study(name, root)
     if as_json:
@@ -166,6 +169,8 @@ def status(name: Name, root: Root = None, as_json: Json = False) -> None:
         return
     _console().print(trials_table(table))
     typer.echo(summary(table))
+    for line in failure_lines(table):
+        typer.echo(line)
     if len(table.counted) < table.search.budget.trials:
         try:
             with owned(paths):
@@ -303,7 +308,7 @@ def _observer() -> Observer:
 def _conclude(table: StudyTable, root: RootPaths, seconds: float) -> None:
     """The end of a run: what came out, where it lies, and what to do with it."""
     from lorafront.search.front import front_of
-    from lorafront.search.tables import front_table, reference_lines
+    from lorafront.search.tables import failure_lines, front_table, reference_lines
 
     paths = root.search(table.search.name)
     members = front_of(table)
@@ -312,11 +317,8 @@ def _conclude(table: StudyTable, root: RootPaths, seconds: float) -> None:
     for line in reference_lines(table):
         typer.echo(line)
     typer.echo(f"{len(table.counted)} trials recorded; this run took {seconds // 60:.0f} min {seconds % 60:.0f} s")
-    failed = [trial for trial in table.counted if trial.outcome is not None and trial.outcome.is_failure]
-    for trial in failed[:5]:
-        typer.echo(f"trial {trial.number}: {trial.outcome.value if trial.outcome else ''}", err=True)
-    if len(failed) > 5:  # noqa: PLR2004  # as shown above
-        typer.echo(f"and {len(failed) - 5} more that failed; lorafront status {paths.name}", err=True)
+    for line in failure_lines(table):
+        typer.echo(line, err=True)
     option = "" if root.root == Path("runs") else f" --root {root.root}"
     if table.complete:
         typer.echo(f"plot:    {paths.front_png}")

@@ -9,6 +9,7 @@ No absolute path and no credential leaves with it.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +19,6 @@ from lorafront.search.front import as_json, front_of, values
 from lorafront.search.paths import SearchPaths
 from lorafront.search.study_table import StudyTable, TrialRecord, read_study
 from lorafront.search.tables import front_csv, number
-from lorafront.search.yaml_file import read_yaml
 from lorafront.spaces.errors import InvalidInput, NoFront, StateUnreadable
 from lorafront.spaces.lora import LoraConfiguration
 from lorafront.trainables.checkpoint import read_manifest, write_json, write_text
@@ -46,7 +46,7 @@ def export_front(paths: SearchPaths, out: Path, numbers: Sequence[int] = ()) -> 
         raise InvalidInput(f"{out} is a file; give a folder")
     if out.is_dir() and any(out.iterdir()) and not (out / "index.json").is_file():
         raise InvalidInput(f"{out} holds other files; give a new folder")
-    model = model_as_written(paths, table)
+    model = model_from_here(table)
     for stale in out.glob("trial-*"):  # of an earlier export into the same folder
         shutil.rmtree(stale)
     folders = [_export_trial(table, trial, paths, out / f"trial-{trial.number:05d}", model) for trial in chosen]
@@ -70,15 +70,10 @@ def _chosen(table: StudyTable, numbers: Sequence[int]) -> list[TrialRecord]:
     return [complete[wanted] for wanted in numbers]
 
 
-def model_as_written(paths: SearchPaths, table: StudyTable) -> str:
-    """The model's name as the user wrote it; the study keeps the absolute path."""
-    try:
-        data, _ = read_yaml(paths.search_yaml)
-    except InvalidInput:
-        return Path(table.search.model.name).name
-    model = data.get("model")
-    name = model.get("name") if isinstance(model, dict) else model
-    return str(name) if name and not Path(str(name)).is_absolute() else Path(table.search.model.name).name
+def model_from_here(table: StudyTable) -> str:
+    """The hub's name, or the folder as seen from the current one: no absolute path leaves with an export."""
+    name = table.search.model.name
+    return os.path.join(".", os.path.relpath(name)) if Path(name).is_absolute() else name  # noqa: PTH118  # Path drops ./
 
 
 def _export_trial(table: StudyTable, trial: TrialRecord, paths: SearchPaths, out: Path, model: str) -> Path:
@@ -115,7 +110,7 @@ def _export_trial(table: StudyTable, trial: TrialRecord, paths: SearchPaths, out
         "train_rows": trial.last.rows, "seed": table.search.seed,
     }  # fmt: skip
     write_json(out / "lorafront.json", numbers)
-    write_text(out / "README.md", _readme(table, trial, model, base, Path(out.name) if out.is_absolute() else out))
+    write_text(out / "README.md", _readme(table, trial, model, base, Path(os.path.relpath(out))))
     return out
 
 
@@ -188,12 +183,13 @@ def _loading(model: str, base: dict[str, Any], dtype: str, folder: Path) -> list
         "import json, torch",
         "from pathlib import Path",
         "from peft import PeftModel",
-        f"from transformers import {base['auto_class']}" + (", BitsAndBytesConfig" if quantized else ""),
+        f"from transformers import {base['auto_class']}, AutoTokenizer" + (", BitsAndBytesConfig" if quantized else ""),
         "",
-        f'here = Path("{folder.as_posix()}")  # this folder',
+        "# Both as seen from the folder in which they were exported.",
+        f'here, base_model = Path("{folder.as_posix()}"), "{model}"',
         *(_ARGUMENTS if arguments else []),
         f"base = {base['auto_class']}.from_pretrained(",
-        f"    {model!r},  # the model as the search file names it",
+        "    base_model,",
         f"    dtype=torch.{dtype},",
         *([f"    quantization_config={load},"] if quantized else []),
         *(f"    {name}={value!r}," for name, value in said.items() if value),
@@ -202,6 +198,7 @@ def _loading(model: str, base: dict[str, Any], dtype: str, folder: Path) -> list
         ")",
         *([f"base.config.pad_token_id = {base['pad_token_id']}  # what fills up a batch"] if arguments else []),
         "model = PeftModel.from_pretrained(base, here).eval()",
+        "tokenizer = AutoTokenizer.from_pretrained(base_model)",
         "```",
     ]
 

@@ -70,8 +70,8 @@ def _second_losses(info: ValidationInfo) -> list[str]:
 def _known_measurement(name: object, info: ValidationInfo) -> object:
     if not isinstance(name, str):
         raise PydanticCustomError("rule", "must be text (got {value})", {"value": repr(name)})
-    if "data" not in info.data:
-        return name  # which is wrong itself, and defines names
+    if "data" not in info.data or (info.field_name == "constraints" and "objectives" not in info.data):
+        return name  # that section is wrong itself, and would have defined names
     chosen = info.data.get("objectives") or []
     own = [entry.name for entry in chosen if isinstance(entry, FunctionObjective)]
     known = [*OBJECTIVES, *_second_losses(info), *own]

@@ -28,7 +28,7 @@ from lorafront.trainables.data import TokenData, prepare, store
 from lorafront.trainables.hub import hub_answers, local_folder_or_file, weights_on_hub
 from lorafront.trainables.model_facts import ModelFacts, model_facts
 from lorafront.trainables.row_sets import read_sets
-from lorafront.trainables.task import Task, task_named
+from lorafront.trainables.task import TASKS, Task, task_named
 from lorafront.trainables.user_code import is_reference, load_reference
 
 T = TypeVar("T")
@@ -204,7 +204,11 @@ def _objectives(search: SearchFile, task: Task | None) -> list[Problem]:
         if isinstance(entry, str):
             qualities = [name for name, objective in OBJECTIVES.items() if objective.quality]
             if task is not None and entry in qualities and entry not in task.quality:
-                message = f"task {search.task} does not measure {entry}, but {', '.join(task.quality)}"
+                others = [name for name in TASKS if entry in task_named(name).quality]
+                message = (
+                    f"task {search.task} does not measure {entry}, but {', '.join(task.quality)}; "
+                    f"{entry} is what {', '.join(others)} measures"
+                )
                 problems.append(Problem(("objectives", index), message))
             continue
         try:

@@ -19,6 +19,7 @@ from lorafront.spaces.objectives import Objective
 
 OWN_COLUMN = {"dropout", "learning_rate"}  # others that vary stand beside the label: 80 columns are few
 MOST_BESIDE = 2  # objectives
+MOST_FAILURES = 5  # shown one by one
 LABELLED = {"rank", "alpha", "modules", "quantization"}  # what a configuration's label says already
 COMPACT: dict[str, Any] = {"box": SIMPLE_HEAD, "pad_edge": False, "padding": (0, 1, 0, 0)}  # 80 columns are few
 SHORT = {
@@ -124,15 +125,30 @@ def summary(table: StudyTable, *, markdown: bool = False) -> str:
     lines = [f"{table.search.name}: {recorded}; {model} on {data}"]
     lines += [f"{count} x {outcome.value}" for outcome, count in ends.most_common() if outcome is not None]
     lines += reference_lines(table)
-    lines.append(f"front: {len(members)} configurations")
+    lines.append(f"front: {len(members)} configuration{'' if len(members) == 1 else 's'}")
     for trial in members:
         shown = ", ".join(
             f"{objective.label} {number(value, objective)} {objective.unit}".rstrip()
             for value, objective in zip(values(trial, objectives), objectives, strict=True)
         )
         lines.append(f"trial {trial.number}: {trial.lora.label if trial.lora else ''} ({shown})")
-    lines.append(f"export: lorafront export {table.search.name} --out DIR")
+    if members:
+        lines.append(f"export: lorafront export {table.search.name} --out DIR")
     return "\n".join(f"- {line}" for line in lines) if markdown else "\n".join(lines)
+
+
+def failure_lines(table: StudyTable) -> list[str]:
+    """What happened to the trials that failed, a line each; the first few."""
+    failed = [trial for trial in table.counted if trial.outcome is not None and trial.outcome.is_failure]
+    lines = []
+    for trial in failed[:MOST_FAILURES]:
+        said = trial.result.error.strip().splitlines()[-1:] if trial.result else []
+        lines.append(
+            f"trial {trial.number}: {trial.outcome.value if trial.outcome else ''}" + "".join(f": {s}" for s in said)
+        )
+    if len(failed) > MOST_FAILURES:
+        lines.append(f"and {len(failed) - MOST_FAILURES} more that failed")
+    return lines
 
 
 def reference_lines(table: StudyTable) -> list[str]:

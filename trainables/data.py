@@ -164,25 +164,29 @@ class _Pairs:
 
 def _encode(data: DataConfig, task: Task, tokenizer: PreTrainedTokenizerBase, raw: RowSets, pairs: _Pairs) -> TokenData:
     labels = _labels(task, raw, pairs)
-    dropped = 0
+    notes: list[str] = []
 
-    def encode(rows: Pairs, form: RowFormat) -> list[tuple[list[int], int]]:
-        nonlocal dropped
+    def encode(rows: Pairs, form: RowFormat, name: str) -> list[tuple[list[int], int]]:
         encoded = task.encode(rows, tokenizer, Encoding(data.max_length, form.packed, form.framed, labels))
-        dropped += 0 if form.packed else len(rows) - len(encoded)
+        if not form.packed and len(encoded) < len(rows):
+            reason = f"no target token within max_length {data.max_length}"
+            own = "" if type(task).__module__.startswith("lorafront.") else f", or task {task.name} leaves them out"
+            notes.append(f"{len(rows) - len(encoded)} of {len(rows)} {name} rows dropped: {reason}{own}")
         return encoded
 
     form = raw.main.form
     if form.packed:  # blocks are the rows, so they are what is split
-        held_out = encode(pairs.evaluation, form) if pairs.evaluation is not None else None
-        train, evaluation = _split(encode(pairs.main, form), held_out, data)
+        held_out = encode(pairs.evaluation, form, "evaluation") if pairs.evaluation is not None else None
+        train, evaluation = _split(encode(pairs.main, form, "training"), held_out, data)
     else:
-        train, evaluation = (encode(part, form) for part in _split(pairs.main, pairs.evaluation, data))
+        parts = zip(_split(pairs.main, pairs.evaluation, data), ("training", "evaluation"), strict=True)
+        train, evaluation = (encode(part, form, name) for part, name in parts)
     also = {
-        name: _some(encode(rows, raw.also[name].form), data.also_evaluate[name].rows, data, name)
+        name: _some(
+            encode(rows, raw.also[name].form, f"{name} (also_evaluate)"), data.also_evaluate[name].rows, data, name
+        )
         for name, rows in pairs.also.items()
     }
-    notes = [f"{dropped} rows dropped: no target token within max_length {data.max_length}"] if dropped else []
     if tokenizer.pad_token_id is None:
         notes.append("the tokenizer has no padding token; its end token pads, masked from attention and loss")
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id

@@ -128,9 +128,10 @@ def check_columns(name: str, form: RowFormat, columns: Sequence[str], source: st
     if missing:
         hint = did_you_mean(missing[0], columns)
         shown = ", ".join(column if len(column) <= 40 else f"{column[:40]}…" for column in columns)  # noqa: PLR2004
+        names = f"column{'s' if len(missing) > 1 else ''} {', '.join(map(repr, missing))}"
         raise InvalidInput(
-            f"format {name} needs column {', '.join(map(repr, missing))}, which {source} lacks; it has {shown}.{hint} "
-            f"Say which it is in columns: {{{missing[0]}: …}}, or, where a CSV has no header line, in header: […]"
+            f"format {name} needs {names}, which {source} lacks; it has {shown}.{hint} Say which it is in "
+            f"columns: {{{missing[0]}: …}}, or, for a CSV without a header line, in header: [{', '.join(form.columns)}]"
         )
 
 
@@ -139,6 +140,8 @@ def check_rows(form: RowFormat, rows: Sequence[Row], source: str) -> None:
     for number, row in enumerate(rows, start=1):
         for column, check in {**form.columns, **form.optional}.items():
             wrong = check(row.get(column))
+            if not isinstance(wrong, str):
+                raise InvalidInput(f"the check of column {column!r} must give text: what is wrong, or nothing at all")
             if wrong and (column in form.columns or column in row):
                 raise InvalidInput(
                     f"row {number} of {source}: column {column!r} {wrong} (got {_short(row.get(column))})"

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
+from transformers import MODEL_FOR_MASKED_LM_MAPPING
 from transformers.pytorch_utils import Conv1D
 
 from lorafront.spaces.errors import InvalidInput, Problem
@@ -51,6 +52,9 @@ def model_facts(config: PretrainedConfig, task: Task, labels: tuple[str, ...] = 
     Raises:
         InvalidInput: the model is not of the kind that the task trains.
     """
+    if task.peft_type == "CAUSAL_LM" and type(config) in MODEL_FOR_MASKED_LM_MAPPING and not config.is_decoder:
+        message = f"{config.model_type} is an encoder: it sees the words that follow; task: seq_cls is what it is for"
+        raise InvalidInput([Problem(("task",), message)])
     try:
         model = without_weights(config, task, labels)
     except ValueError as error:

@@ -153,7 +153,11 @@ class PeftSession:
         with torch.no_grad(), torch.random.fork_rng(devices):
             for name, reference in self.config.functions.items():
                 self.model.eval()
-                value = load_reference(reference, self.config.code)(self.model, tokenizer)
+                try:
+                    value = load_reference(reference, self.config.code)(self.model, tokenizer)
+                except Exception as error:
+                    reason = f"objective {name} ({reference}): {type(error).__name__}: {error}"
+                    raise RuntimeError(reason) from error
                 self.model.train()
                 measured[name] = value.item() if hasattr(value, "item") else value
                 if not isinstance(measured[name], (int, float)):

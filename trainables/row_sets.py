@@ -136,7 +136,8 @@ def _renamed(raw: RawData, source: RowSource, form: RowFormat) -> RawData:
     for wanted, own in source.columns.items():
         if wanted not in {*form.columns, *form.optional}:
             known = [*form.columns, *form.optional]
-            message = f"is no column of this format; it has {', '.join(known)}.{did_you_mean(wanted, known)}"
+            hint = f" Write {own}: {wanted}" if own in known else did_you_mean(wanted, known)
+            message = f"is no column of this format; it has {', '.join(known)}.{hint}"
             problems.append(Problem(("columns", wanted), message))
         elif own not in raw.columns:
             message = (

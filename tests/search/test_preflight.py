@@ -72,7 +72,7 @@ BAD_DATA: list[tuple[str, str, bytes | None, dict[str, Any], str, str]] = [
      "no.txt does not exist"),
     ("second name", "good.jsonl", None, {"also_evaluate": {"A b": "good.jsonl"}}, "data.also_evaluate.A b", "pattern"),
     ("second column", "good.jsonl", None, {"also_evaluate": {"general": {"path": "good.jsonl", "format": "alpaca"}}},
-     "data.also_evaluate.general.path", "needs column 'instruction', 'output'"),
+     "data.also_evaluate.general.path", "needs columns 'instruction', 'output'"),
     ("second key", "good.jsonl", None, {"also_evaluate": {"general": {"path": "good.jsonl", "fromat": "text"}}},
      "data.also_evaluate.general.fromat", "unknown key. Did you mean 'format'?"),
 ]  # fmt: skip

@@ -97,7 +97,7 @@ def test_a_function_measures_at_the_end_and_disturbs_nothing(
 @pytest.mark.parametrize(
     ("function", "words"),
     [
-        ("broken", "KeyError: 'no such answer'"),
+        ("broken", "objective x (own_code:broken): KeyError: 'no such answer'"),
         ("no_number", "own_code:no_number gave 'fine', which is no number"),
         ("merges", "merged the adapter into the base"),
     ],
