@@ -320,7 +320,6 @@ def tune_arm(trainable: Any, settings: Settings, folder: Path, *, reuse: bool) -
         tune_config=tune.TuneConfig(
             search_alg=make_searcher(settings, asked),
             num_samples=settings.trials,
-            max_concurrent_trials=settings.slots,
             reuse_actors=reuse,
         ),
         run_config=tune.RunConfig(
@@ -424,7 +423,7 @@ def search_mapping(settings: Settings) -> dict[str, Any]:
         },
         "training": {"steps": settings.steps, "rungs": settings.rungs, "batch_size": settings.batch, "warmup": WARMUP},
         "budget": {"trials": settings.trials},
-        "resources": {"cpus_per_trial": 1, "max_concurrent": settings.slots},
+        "resources": {"cpus_per_trial": 1},
         "seed": settings.seed,
     }
 
