@@ -155,7 +155,7 @@ class PeftSession:
                 self.model.eval()
                 try:
                     value = load_reference(reference, self.config.code)(self.model, tokenizer)
-                except Exception as error:
+                except Exception as error:  # a user's function raises what it likes; the trial says which one did
                     reason = f"objective {name} ({reference}): {type(error).__name__}: {error}"
                     raise RuntimeError(reason) from error
                 self.model.train()
