@@ -24,8 +24,10 @@ def _reference(name: object) -> object:
 
 
 def _name(name: object) -> object:
+    if not isinstance(name, str):
+        return name  # the field's own type says what is wrong
     taken = name in MEASURED or name in LoraConfiguration.model_fields
-    if isinstance(name, str) and (taken or name.startswith(("base_", "eval_"))):
+    if taken or name.startswith(("base_", "eval_")):
         raise PydanticCustomError(
             "rule",
             "{name} is the name of something that is measured or set already; give the function another one: "

@@ -392,6 +392,8 @@ def test_times_are_measured_on_whole_devices(share):
 
 SECTIONS = (
     "model",
+    "task",
+    "code",
     "data",
     "space",
     "objectives",
@@ -402,12 +404,17 @@ SECTIONS = (
     "tracking",
     "seed",
 )
+KEYS = ("name", "path", "rank", "alpha", "ratio", "epochs", "trials", "perplexity", "uri", "function", "columns", "x")
 TREES = st.recursive(
-    st.none() | st.booleans() | st.integers(-3, 99) | st.floats(width=16) | st.sampled_from(["nf4", "<= 12", "", "x"]),
+    st.none()
+    | st.booleans()
+    | st.integers(-3, 99)
+    | st.floats(width=16)
+    | st.sampled_from(["nf4", "<= 12", "", "x", "x:y", "perplexity"]),
     lambda inner: (
         st.lists(inner, max_size=3)
         | st.dictionaries(
-            st.sampled_from(["name", "path", "rank", "alpha", "ratio", "epochs", "trials", "perplexity", "uri", "x"]),
+            st.sampled_from(KEYS),
             inner,
             max_size=3,
         )
