@@ -429,10 +429,19 @@ def search_mapping(settings: Settings) -> dict[str, Any]:
 
 
 def lorafront_arm(settings: Settings, folder: Path) -> dict[str, Any]:
-    """`run_search` with all that it does by default; what a trial measured of itself is read from the study."""
-    from lorafront.search import RootPaths, parse_search, run_search
+    """`lorafront run` with all that it does by default; what a trial measured of itself is read from the study."""
+    from lorafront.search import RootPaths, read_study
+    from lorafront.search.cli import main
 
-    study = run_search(parse_search(search_mapping(settings)), RootPaths(folder / "runs"))
+    file, root = folder / "benchmark.yaml", folder / "runs"
+    file.write_text(json.dumps(search_mapping(settings)), encoding="utf-8")
+    sys.argv = ["lorafront", "run", str(file), "--root", str(root)]
+    try:
+        main()
+    except SystemExit as end:
+        if end.code:
+            raise
+    study = read_study(RootPaths(root).search("benchmark").study_db)
     trials = []
     for trial in study.complete:
         if trial.lora is None or trial.ended is None:

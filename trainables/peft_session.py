@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -234,7 +235,7 @@ class PeftSession:
 
             make: Any = bitsandbytes.optim.PagedAdamW8bit
         else:
-            make = torch.optim.AdamW
+            make = partial(torch.optim.AdamW, fused=True)  # one kernel for all parameters; transformers' default
         self.masters = MasterWeights(self.trained)
         self.optimizer: torch.optim.Optimizer = make(
             self.masters.parameters, lr=lora.learning_rate, weight_decay=lora.weight_decay
