@@ -9,7 +9,7 @@ import re
 import textwrap
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from annotated_types import Ge, Gt, Le
 from pydantic import (
@@ -44,6 +44,9 @@ MAP_KEY = "[key]"  # pydantic puts it behind the key of a mapping that is wrong 
 _SECRET = re.compile(
     r"\bhf_[A-Za-z0-9]{16,}|\bsk-[A-Za-z0-9_-]{16,}|://[^/\s:@]+:[^/\s@]+@|\bgh[opsu]_[A-Za-z0-9]{20,}|\bgithub_pat_\w{20,}"
 )
+
+
+SamplerName = Literal["mfgp", "tpe", "gp", "nsga2", "random", "grid"]  # search/samplers.py
 
 
 class Budget(Section):
@@ -137,6 +140,7 @@ class SearchFile(Section):
     )
     constraints: dict[Measurement, Comparison] = Field(default_factory=dict)
     training: TrainingConfig = TrainingConfig(epochs=1)
+    sampler: SamplerName = Field(default="tpe", description="who proposes configurations")
     budget: Budget = Budget()
     resources: Resources = Resources()
     tracking: Tracking = Tracking()
@@ -169,6 +173,17 @@ class SearchFile(Section):
                 "objective {name} is only honest on a device of its own; set resources.gpus_per_trial to 1 "
                 "(got {share})",
                 {"name": timed[0], "share": share},
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _a_grid_is_discrete(self) -> Self:
+        _, continuous = self.space.size()
+        if self.sampler == "grid" and continuous:
+            raise PydanticCustomError(
+                "rule",
+                "sampler grid needs lists of choices or steps; continuous: {names}",
+                {"names": ", ".join(continuous)},
             )
         return self
 

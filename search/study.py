@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.samplers import BaseSampler, RandomSampler, TPESampler
+from optuna.samplers import BaseSampler, RandomSampler
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from lorafront.search import study_table
+from lorafront.search.samplers import make_sampler
 from lorafront.search.search_file import SearchFile
 from lorafront.spaces.errors import StateUnreadable
 from lorafront.spaces.lora import LoraConfiguration
@@ -69,7 +70,8 @@ class StudyLedger:
             raise StateUnreadable(f"{path} cannot be opened as a study: {error}") from error
         self.study_id = self.storage.get_study_id_from_name(STUDY)
         trials = self.study.get_trials(deepcopy=False)
-        self.study.sampler = TPESampler(seed=search.seed + len(trials))  # a resumed search must not repeat its draws
+        asked = sum("fixed_params" not in trial.system_attrs for trial in trials)
+        self.study.sampler = make_sampler(search, asked)
         self.known: dict[str, int] = {}
         self.configurations: dict[int, LoraConfiguration] = {}
         self.references = {key for key in self.study.user_attrs if key.startswith(study_table.REFERENCE)}
@@ -153,7 +155,7 @@ class StudyLedger:
         sampler: BaseSampler = self.study.sampler
         try:
             for repeats in range(REPEATS_BEFORE_END):
-                if repeats == REPEATS_BEFORE_RANDOM:
+                if repeats == REPEATS_BEFORE_RANDOM and self.search.sampler != "grid":
                     self.study.sampler = RandomSampler(seed=self.search.seed + len(self.study.trials))
                 trial = self.study.ask()
                 lora = self._canonical(self.search.space.ask(trial, self.search.training.defaults()))
