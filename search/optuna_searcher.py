@@ -1,25 +1,30 @@
-"""Ray Tune's searcher over our study: hands out trials, writes down what they report.
+"""Ray Tune's searcher over our study: hands out trials, writes down what they report, and ends those that are behind.
 
-Every result is in the study before anyone else hears of it. Runs in the driver's main thread, as Ray Tune calls it.
+Every result is in the study before anyone else hears of it. Runs in the driver's main thread, as Ray Tune and
+`ParetoScheduler` call it. A Ray Tune trial is a worker here, which runs one configuration after the other.
 """
 
 from __future__ import annotations
 
 import json
 import time
+from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from ray.tune.search import Searcher
 
 from lorafront.search.progress import Observer
 from lorafront.search.ray_trainable import REPORT
+from lorafront.search.stopping import Never, StoppingRule
 from lorafront.search.study import StudyLedger
 from lorafront.spaces.lora import LoraConfiguration
 from lorafront.trainables.outcome import Outcome
 from lorafront.trainables.trial import Report
 
 Dispatch = Callable[[int, LoraConfiguration], dict[str, Any]]
+MAX_WORKER_LOSSES = 2  # a trial whose worker died is started again so often, from its last checkpoint
 
 
 class OptunaSearcher(Searcher):  # type: ignore[misc]  # Ray is untyped
@@ -33,6 +38,7 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]  # Ray is untyped
         observer: Observer,
         *,
         unfinished: list[tuple[int, LoraConfiguration]],
+        rule: StoppingRule | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Set up; nothing is asked yet.
@@ -43,6 +49,7 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]  # Ray is untyped
             recover: a trial's reports from its result file, the final one last; none where there is no such file.
             observer: hears of every event.
             unfinished: trials to run again under their own numbers.
+            rule: which trials end before full fidelity; none is none.
             clock: seconds.
         """
         super().__init__(metric="training_iteration", mode="max")  # Ray wants one; nothing here reads it
@@ -52,7 +59,9 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]  # Ray is untyped
         self._dispatch = dispatch
         self._recover = recover
         self._queue = list(unfinished)
+        self._rule = rule or Never()
         self._running: dict[str, int] = {}
+        self._losses: Counter[int] = Counter()
         self._clock = clock
         self._started = clock() - ledger.lived  # `hours` are those of all drivers together
 
@@ -88,20 +97,35 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]  # Ray is untyped
             return True
         return self.ledger.recorded + len(self._running) >= budget.trials
 
-    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        """A rung that is not the end."""
-        if REPORT in result and trial_id in self._running:
-            report = Report.from_json(json.loads(result[REPORT]))
-            self.ledger.record_rung(self._running[trial_id], report)
-            self.observer.reported(self._running[trial_id], report)
+    def judge(self, trial_id: str, result: dict[str, Any]) -> bool:
+        """Hear of a rung: record it unless it is the end, and say whether the trial ends here, by itself or by us."""
+        number = self._running.get(trial_id)
+        if number is None or REPORT not in result:
+            return True
+        report = Report.from_json(json.loads(result[REPORT]))
+        if report.outcome is not None:
+            return True
+        values = self.ledger.record_rung(number, report)
+        self.observer.reported(number, report)
+        return self._rule.stops(number, report.rows, values)
+
+    def lost(self, trial_id: str) -> bool:
+        """Hear that the worker died; True where its trial has lost more of them than are replaced."""
+        number = self._running.get(trial_id)
+        if number is None:
+            return False
+        self._losses[number] += 1
+        return self._losses[number] > MAX_WORKER_LOSSES
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """The end of a trial, or of its worker."""
+        """The end of a trial: its own, ours where the last report is no end, or with `error` that of its worker."""
         number = self._running.pop(trial_id, None)
         if number is None:
             return
-        report = Report.from_json(json.loads(result[REPORT])) if result and REPORT in result and not error else None
-        if report is None or report.outcome is None:
+        if result and REPORT in result and not error:
+            report = Report.from_json(json.loads(result[REPORT]))
+            report = report if report.outcome else replace(report, outcome=Outcome.STOPPED)
+        else:
             *rungs, report = self._recover(number) or [Report(0, {}, Outcome.INFRA_LOST, "the worker process died")]
             for rung in rungs:
                 self.ledger.record_rung(number, rung)

@@ -1,4 +1,4 @@
-"""A trial as Ray Tune runs it: an actor that is reused, and keeps the frozen base between trials of one base key.
+"""A worker as Ray Tune runs it: an actor that trains one configuration after the other and keeps the frozen bases.
 
 Thin: all work is `lorafront.trainables`. A trial's own failure is a report, so the actor lives on.
 """
@@ -23,41 +23,42 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # Ray is untyped
     """One step is one rung."""
 
     def setup(self, config: dict[str, Any]) -> None:
-        """Start the first trial of this actor."""
+        """Start an actor; an empty configuration is that of a worker that is no longer needed."""
         self._bases: Any = None
-        self._open(config)
+        self._trial: Trial | None = None
+        self._next = config
 
-    def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """Start another trial in the same process."""
-        self._trial.close()
-        self._open(new_config)
-        return True
+    def begin(self, config: dict[str, Any]) -> None:
+        """Run another configuration from the next step on, in the same process."""
+        self._next = config
 
     def step(self) -> dict[str, Any]:
-        """Train to the next rung; `done` where the trial has ended."""
+        """Train to the next rung. The report says whether the trial has ended; the actor lives on for the next one."""
+        if self._next:
+            config, self._next = self._next, {}
+            self.cleanup()
+            self._trial = self._open(config)
+        if self._trial is None:
+            return {"done": True}
         report = self._trial.next_rung()
         if report.outcome is not None and report.outcome.is_failure:
             if self._bases is not None:
                 self._bases.drop()  # whatever broke may have left the base in pieces
             _check_device()
         # As text: Ray Tune flattens nested results on their way to the searcher.
-        return {REPORT: json.dumps(report.as_json()), "done": report.outcome is not None}
+        return {REPORT: json.dumps(report.as_json())}
 
     def cleanup(self) -> None:
         """Give the base back."""
-        self._trial.close()
+        if self._trial is not None:
+            self._trial.close()
 
-    def _open(self, config: dict[str, Any]) -> None:
+    def _open(self, config: dict[str, Any]) -> Trial:
         make = _toy(config) if config[ENGINE] == "toy" else self._peft(config)
-        rungs = tuple(config[CONFIG]["rungs"])
-        self._trial = Trial(make, rungs, TrialFolder(Path(config[FOLDER])))
+        return Trial(make, tuple(config[CONFIG]["rungs"]), TrialFolder(Path(config[FOLDER])))
 
     def _peft(self, config: dict[str, Any]) -> Any:
-        """The heavy imports wait for the first step.
-
-        While an actor starts, Ray Tune gives its trial to another one that has just become free, and ends it. If that
-        takes longer than a trial does, it happens again with the next actor and the next, and only one ever works.
-        """
+        """The heavy imports wait for the first step: the toy engine does without."""
 
         def make() -> Any:
             from lorafront.trainables.config import TrialConfig

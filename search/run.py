@@ -25,8 +25,10 @@ from lorafront.search.ownership import owned
 from lorafront.search.paths import RootPaths, SearchPaths
 from lorafront.search.progress import Observer, Silent, last_line
 from lorafront.search.search_file import SearchFile
+from lorafront.search.stopping import Never, Rungs, StoppingRule
 from lorafront.search.study_table import StudyTable, read_study
 from lorafront.spaces.errors import Incomplete, InvalidInput, Problem, SearchExists
+from lorafront.spaces.objectives import minimized
 from lorafront.trainables.checkpoint import write_json, write_text
 from lorafront.trainables.outcome import Outcome
 
@@ -36,7 +38,6 @@ if TYPE_CHECKING:
     from lorafront.spaces.lora import LoraConfiguration
 
 SOCKET_ROOM = 20  # characters of a temporary folder; Ray puts sockets below it, whose names have a limit of 107
-MAX_WORKER_LOSSES = 2  # a trial whose worker died is started again so often, from its last checkpoint
 
 
 def run_search(
@@ -206,6 +207,7 @@ def _tune(
     from ray.tune import TuneError
 
     from lorafront.search.optuna_searcher import OptunaSearcher
+    from lorafront.search.pareto_scheduler import ParetoScheduler
     from lorafront.search.ray_trainable import CONFIG, ENGINE, FOLDER, NUMBER
 
     # A trial goes on in the folder of the epoch that began it, so that its checkpoints are found.
@@ -225,10 +227,15 @@ def _tune(
         }
 
     searcher = OptunaSearcher(
-        ledger, dispatch, lambda number: paths.trial(number, epoch).read_reports(), observer, unfinished=unfinished
+        ledger,
+        dispatch,
+        lambda number: paths.trial(number, epoch).read_reports(),
+        observer,
+        unfinished=unfinished,
+        rule=make_rule(prepared.search, read_study(paths.study_db)),
     )
     with ray_cluster() as scratch, interruptible(stop, observer):  # again, because ray.init sets its own
-        tuner = _tuner(searcher, prepared.search, scratch)
+        tuner = _tuner(searcher, ParetoScheduler(searcher), prepared.search, scratch)
         try:
             tuner.fit()
         except TuneError as error:  # the study could not be written, or Ray itself broke
@@ -239,8 +246,8 @@ def _tune(
         observer.said("the space has no more configurations to try; the search ends before its budget")
 
 
-def _tuner(searcher: Any, search: SearchFile, scratch: Path) -> Any:
-    """Ray Tune, told to reuse actors, to start a lost worker again, and to keep nothing that anybody would read."""
+def _tuner(searcher: Any, scheduler: Any, search: SearchFile, scratch: Path) -> Any:
+    """Ray Tune, told to start a lost worker again, and to keep nothing that anybody would read."""
     from ray import tune
     from ray.tune import CheckpointConfig, FailureConfig, RunConfig, TuneConfig
 
@@ -252,18 +259,28 @@ def _tuner(searcher: Any, search: SearchFile, scratch: Path) -> Any:
             metric="training_iteration",
             mode="max",
             search_alg=searcher,
+            scheduler=scheduler,
             num_samples=-1,
-            max_concurrent_trials=search.resources.max_concurrent,
-            reuse_actors=True,
+            max_concurrent_trials=workers(search),  # else Ray Tune asks for one more than there is room for
+            reuse_actors=False,
         ),
         run_config=RunConfig(
             name="tune",
             storage_path=str(scratch),
             verbose=0,
-            failure_config=FailureConfig(max_failures=MAX_WORKER_LOSSES),
+            failure_config=FailureConfig(max_failures=-1),  # the searcher counts them by trial
             checkpoint_config=CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
         ),
     )
+
+
+def make_rule(search: SearchFile, table: StudyTable) -> StoppingRule:
+    """The stopping rule that the search names, told of all rungs so far."""
+    rule: StoppingRule = Rungs() if search.early_stopping == "rungs" else Never()
+    for trial in table.trials:
+        for report in trial.rungs:
+            rule.stops(trial.number, report.rows, minimized(report.measurements, search.objective_list))
+    return rule
 
 
 def _adopt(old: Path, new: Path) -> None:
@@ -280,6 +297,19 @@ def resources_per_trial(search: SearchFile) -> dict[str, float]:
     if torch.cuda.is_available():
         resources["gpu"] = 1.0 if search.resources.gpus_per_trial is None else search.resources.gpus_per_trial
     return resources
+
+
+def workers(search: SearchFile) -> int:
+    """How many trials run at once: as many as Ray's resources hold, `max_concurrent` at most."""
+    import ray
+
+    total, each = ray.cluster_resources(), resources_per_trial(search)
+    room = int(total.get("CPU", 0) // each["cpu"])
+    if "gpu" in each:
+        per_gpu = 1 // each["gpu"]  # shares do not reach across GPUs
+        fit = total.get("GPU", 0) * per_gpu if per_gpu else total.get("GPU", 0) // each["gpu"]
+        room = min(room, int(fit))
+    return max(1, min(room, search.resources.max_concurrent or room))
 
 
 @contextlib.contextmanager

@@ -23,6 +23,7 @@ from lorafront.search.samplers import make_sampler
 from lorafront.search.search_file import SearchFile
 from lorafront.spaces.errors import StateUnreadable
 from lorafront.spaces.lora import LoraConfiguration
+from lorafront.spaces.objectives import minimized
 from lorafront.trainables.outcome import Outcome
 from lorafront.trainables.trial import Report
 
@@ -175,11 +176,12 @@ class StudyLedger:
         """Note which epoch a trial belongs to."""
         self._set(number, study_table.EPOCH, self.epoch)
 
-    def record_rung(self, number: int, report: Report) -> None:
-        """Store what a trial reported at a rung."""
+    def record_rung(self, number: int, report: Report) -> list[float]:
+        """Store what a trial reported at a rung; returns the objectives measured there, each to be minimized."""
         base = {k.removeprefix("base_"): v for k, v in report.measurements.items() if k.startswith("base_") and v}
         self.note_reference(f"bare base in {self.configurations[number].quantization}", base)
         self._set(number, f"{study_table.RUNG}{report.rows}", report.as_json())
+        return minimized(report.measurements, self.search.objective_list)
 
     def tell(self, number: int, report: Report) -> Report:
         """Store how a trial ended, and tell the sampler. Telling twice changes nothing.

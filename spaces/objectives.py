@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -119,3 +119,12 @@ def parse_limit(name: str, text: object) -> Limit:
 def feasible(limits: tuple[Limit, ...], measured: Mapping[str, object]) -> bool:
     """True where every limit holds on the measurements."""
     return all(limit.holds(measured.get(limit.name)) for limit in limits)
+
+
+def minimized(measurements: Mapping[str, object], objectives: Sequence[Objective]) -> list[float]:
+    """The objectives that were measured, negative where more is better; what is no number is left out."""
+    return [
+        -float(value) if objective.direction == "maximize" else float(value)
+        for objective in objectives
+        if isinstance(value := measurements.get(objective.name), (int, float))
+    ]

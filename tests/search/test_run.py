@@ -387,3 +387,14 @@ def test_a_search_survives_its_workers(text_file: Path, tmp_path: Path) -> None:
     table = read_study(RootPaths(tmp_path).search("crash").study_db)
     assert [trial.outcome for trial in table.trials] == [Outcome.COMPLETE] * 3
     assert [report.rows for trial in table.trials for report in trial.rungs] == [16, 32, 64, 128] * 3
+
+
+def test_trials_that_are_behind_are_stopped(ray_session: None, text_file: Path, tmp_path: Path) -> None:
+    """With early stopping the budget is spent, some trials end at a lower rung, and the front holds none of them."""
+    search = search_for("halving", text_file, early_stopping="rungs", budget={"trials": 14}, sampler="random")
+    table = run_search(search, RootPaths(tmp_path), engine="toy")
+    stopped = [trial for trial in table.counted if trial.outcome is Outcome.STOPPED]
+    assert len(table.counted) == 14
+    assert stopped
+    assert all(trial.state == "PRUNED" and trial.last and trial.last.rows < 32 for trial in stopped)
+    assert len(table.complete) == 14 - len(stopped) > 0
