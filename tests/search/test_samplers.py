@@ -61,7 +61,7 @@ def test_a_grid_needs_a_discrete_space():
         parsed(sampler="grid", space={**SPACE, "learning_rate": {"low": 1e-4, "high": 1e-3}})
 
 
-@pytest.mark.parametrize("sampler", ["tpe", "gp", "nsga2", "random", "grid"])
+@pytest.mark.parametrize("sampler", ["mfgp", "tpe", "gp", "nsga2", "random", "grid"])
 def test_every_sampler_fills_a_study(sampler: str, tmp_path: Path):
     """Each proposes configurations that differ, until it is asked no more."""
     asked = finish(StudyLedger(tmp_path / "study.db", parsed(sampler=sampler, space=SPACE), create=True), 14)

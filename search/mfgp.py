@@ -1,0 +1,425 @@
+"""The sampler `mfgp`: one Gaussian process over (configuration, rows seen), fitted on every rung of every trial.
+
+Only the first objective is uncertain. What a trial costs is nearly a function of its configuration, so the other
+objectives are believed at the mean of a process of their own, or exactly where they are known. The expected hypervolume
+improvement at full fidelity is then a closed form: a sum of widths times expected improvements over the steps of the
+front's staircase. Trials that run are believed at their mean. Candidates are the whole discrete space times a grid of
+the continuous parameters, or a draw of it where it is large.
+
+The process is Optuna's (Matern 5/2, one length scale per parameter). Shape legend: n observations, m candidates,
+d parameters, k objectives.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from moocore import hypervolume, is_nondominated
+from optuna._gp import gp, prior
+from optuna.samplers import BaseSampler, RandomSampler
+from optuna.trial import TrialState
+from scipy.special import ndtr
+
+from lorafront.search import study_table
+from lorafront.spaces.lora import LoraConfiguration, LoraSpace
+from lorafront.spaces.modules import GROUPS
+from lorafront.spaces.objectives import minimized
+from lorafront.spaces.parameters import Range, count
+from lorafront.trainables.outcome import Outcome
+
+if TYPE_CHECKING:
+    from optuna.distributions import BaseDistribution
+    from optuna.study import Study
+    from optuna.trial import FrozenTrial
+
+    from lorafront.search.search_file import SearchFile
+
+BEGIN = 4  # observations before the process is asked; uniform draws until then
+MOST_CANDIDATES = 2048
+MOST_OBSERVATIONS = 400  # the cost of a fit grows with their cube; rungs below the last are left out first
+GRID = 17  # values of a continuous parameter
+MARGIN = 0.1  # of the front's extent; the reference point stands so far behind its worst values
+
+
+class Axis:
+    """One searched parameter as a coordinate from 0 to 1."""
+
+    def __init__(self, name: str, parameter: Any) -> None:
+        """Args: name: as the sampler sees it. parameter: choices or a range."""
+        self.name = name
+        self.continuous = count(parameter) is None
+        self.grid = _values(parameter)
+        numeric = all(isinstance(value, (int, float)) for value in self.grid)
+        nested = not numeric and _nested(self.grid)
+        self.categorical = not numeric and not nested
+        if numeric:
+            log = (isinstance(parameter, Range) and parameter.log) or _wide(self.grid)
+            self._places = [math.log(value) if log else float(value) for value in self.grid]
+            self._log = log
+        else:
+            self._places = [float(index) for index in range(len(self.grid))]
+        self._numeric = numeric
+        self._low, self._extent = min(self._places), (max(self._places) - min(self._places)) or 1.0
+
+    @property
+    def places(self) -> np.ndarray:
+        """float64[values of the grid]."""
+        return (np.array(self._places) - self._low) / self._extent
+
+    def place(self, value: Any) -> float:
+        """Coordinate of any value; one outside the grid lies outside of 0 to 1 or, for a name, at -1."""
+        if self._numeric:
+            return ((math.log(value) if self._log else float(value)) - self._low) / self._extent
+        return (self.grid.index(value) - self._low) / self._extent if value in self.grid else -1.0
+
+
+def _values(parameter: Any) -> list[Any]:
+    if isinstance(parameter, list):
+        return parameter
+    steps = count(parameter)
+    low, high, step = parameter.low, parameter.high, parameter.step
+    if steps is not None and steps <= GRID:
+        return [low + index * (step or 1) for index in range(steps)]
+    if steps is None:
+        grid = np.geomspace(low, high, GRID) if parameter.log else np.linspace(low, high, GRID)
+        return [float(value) for value in grid]
+    spread = np.geomspace(low, high, GRID) if parameter.log else np.linspace(low, high, GRID)
+    every = step or 1
+    return sorted({low + round((value - low) / every) * every for value in spread})
+
+
+def _wide(values: Sequence[float]) -> bool:
+    return min(values) > 0 and max(values) / min(values) >= 4  # noqa: PLR2004  # as ranks are: 4, 8, 16
+
+
+def _nested(names: Sequence[str]) -> bool:
+    """True where each set of module groups holds the one before it, so that their order means something."""
+    sets = [
+        frozenset[str]().union(*(GROUPS.get(part, frozenset({part})) for part in name.split("+"))) for name in names
+    ]
+    return all(small < large for small, large in itertools.pairwise(sets))
+
+
+class History:
+    """What the study knows, as arrays.
+
+    Attributes:
+        configurations: float64[trials, d], every trial that has one.
+        pending: int[...], trials that run.
+        trial, rows, value: [n] of every rung: index of the trial, training rows, the first objective to be minimized
+            (perplexity as its logarithm). A trial that diverged is believed to be as bad as the worst one.
+        full: rows at the last rung.
+        costs: float64[trials, k - 1], NaN where not measured yet.
+        final: float64[trials], the first objective at full fidelity, NaN elsewhere.
+    """
+
+    def __init__(self, trials: Sequence[FrozenTrial], space: Sequence[Axis], search: SearchFile) -> None:
+        """Read the trials of a study; those that failed only tell which configurations need no other try."""
+        objectives = search.objective_list
+        rows, places, costs, final, pending = [], [], [], [], []
+        observed: list[tuple[int, float, float]] = []
+        for trial in trials:
+            attributes = trial.user_attrs
+            if study_table.CONFIGURATION not in attributes:
+                continue
+            index = len(places)
+            places.append(encode(LoraConfiguration(**attributes[study_table.CONFIGURATION]), space))
+            reports = sorted(
+                (value for key, value in attributes.items() if key.startswith(study_table.RUNG)),
+                key=lambda report: report["rows"],
+            )
+            cost, last = [math.nan] * (len(objectives) - 1), math.nan
+            for report in reports:
+                first = minimized(report["measurements"], objectives[:1])
+                rest = minimized(report["measurements"], objectives[1:])
+                if first and math.isfinite(value := transformed(first[0], objectives[0].name)):
+                    observed.append((index, float(report["rows"]), value))
+                    last = value
+                if len(rest) == len(cost):
+                    cost = rest
+            if attributes.get(study_table.OUTCOME) == Outcome.DIVERGED.stored:
+                observed.append((index, float(attributes[study_table.RESULT]["rows"]), math.inf))
+            complete = trial.state == TrialState.COMPLETE
+            if complete and not reports:  # observations from elsewhere have values only
+                values = [-v if o.direction == "maximize" else v for v, o in zip(trial.values, objectives, strict=True)]
+                last, cost = transformed(values[0], objectives[0].name), values[1:]
+                rows.append(index)
+            costs.append(cost)
+            final.append(last if complete else math.nan)
+            if trial.state == TrialState.RUNNING:
+                pending.append(index)
+        self.configurations = np.array(places, dtype=float).reshape(len(places), len(space))
+        self.costs = np.array(costs, dtype=float).reshape(len(places), len(objectives) - 1)
+        self.final = np.array(final, dtype=float)
+        self.pending = np.array(pending, dtype=int)
+        self.full = max((r for _, r, _ in observed), default=1.0)
+        observed += [(index, self.full, final[index]) for index in rows]
+        self.trial = np.array([i for i, _, _ in observed], dtype=int)
+        self.rows = np.array([r for _, r, _ in observed], dtype=float)
+        value = np.array([v for _, _, v in observed], dtype=float)
+        self.value = np.where(np.isfinite(value), value, value.max(initial=0.0, where=np.isfinite(value)))
+
+
+def transformed(value: float, name: str) -> float:
+    """Perplexity as its logarithm: a loss, in which differences are about equally large everywhere."""
+    return math.log(value) if name == "perplexity" else value
+
+
+def encode(lora: LoraConfiguration, space: Sequence[Axis]) -> list[float]:
+    """Coordinates of a configuration, however it came about."""
+    values = {**lora.model_dump(), "alpha_ratio": lora.alpha / lora.rank}
+    return [axis.place(values[axis.name]) for axis in space]
+
+
+class MultiFidelityGP(BaseSampler):
+    """See the module."""
+
+    def __init__(self, search: SearchFile, seed: int) -> None:
+        """Args: search: space, objectives, limits. seed: of the draws among many candidates."""
+        self._search = search
+        self._axes = axes_of(search.space)
+        self._random = np.random.default_rng(seed)
+        self._uniform = RandomSampler(seed=seed)
+        self._quality: gp.GPRegressor | None = None
+        self._costs: list[gp.GPRegressor | None] = [None] * (len(search.objective_list) - 1)
+
+    def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        """Every parameter that is searched; the distributions are made when they are asked for."""
+        del study, trial
+        return {}
+
+    def before_trial(self, study: Study, trial: FrozenTrial) -> None:
+        """Choose the configuration of the trial."""
+        self._chosen: dict[str, Any] = {}
+        if "fixed_params" not in trial.system_attrs:
+            others = [other for other in study.get_trials(deepcopy=False) if other.number != trial.number]
+            self._chosen = self.propose(History(others, self._axes, self._search)) or {}
+
+    def sample_relative(
+        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        """Nothing: see `sample_independent`."""
+        del study, trial, search_space
+        return {}
+
+    def sample_independent(
+        self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        """The chosen value, or a uniform draw while there is too little to learn from."""
+        if param_name in self._chosen:
+            return self._chosen[param_name]
+        return self._uniform.sample_independent(study, trial, param_name, param_distribution)
+
+    def propose(self, history: History) -> dict[str, Any] | None:
+        """The configuration with the greatest expected hypervolume improvement; None where nothing was learnt yet."""
+        if len(set(history.trial)) < BEGIN or not self._axes:
+            return None
+        candidates = self._candidates(history)
+        if not len(candidates):
+            return None
+        places = self._places(candidates)
+        beliefs = self.fit(history)
+        mean, deviation = beliefs.at_full(places)
+        costs = beliefs.costs_at(places)
+        front, reference = self._front(history, beliefs, mean, costs)
+        gain = improvement(mean, deviation, costs, front, reference)
+        best = int(np.lexsort((deviation, gain, self._allowed(costs)))[-1])
+        return {axis.name: axis.grid[candidates[best, i]] for i, axis in enumerate(self._axes)}
+
+    def fit(self, history: History) -> Beliefs:
+        """Fit all processes; hyperparameters begin at those of the last fit."""
+        beliefs = Beliefs(history, self._axes, self._quality, self._costs)
+        self._quality, self._costs = beliefs.quality, beliefs.processes
+        return beliefs
+
+    def _candidates(self, history: History) -> np.ndarray:
+        """int64[m, d]: indices into the grids of the axes; those that were tried are left out."""
+        sizes = [len(axis.grid) for axis in self._axes]
+        total = math.prod(sizes)
+        if total <= MOST_CANDIDATES:
+            flat = np.arange(total)
+        else:
+            flat = np.unique(self._random.integers(total, size=MOST_CANDIDATES))
+        found = np.stack(np.unravel_index(flat, sizes), axis=1)
+        tried = {tuple(np.round(row, 6)) for row in history.configurations}
+        fresh = [tuple(np.round(row, 6)) not in tried for row in self._places(found)]
+        return found[np.array(fresh, dtype=bool)]
+
+    def _places(self, candidates: np.ndarray) -> np.ndarray:
+        return np.stack([axis.places[candidates[:, i]] for i, axis in enumerate(self._axes)], axis=1)
+
+    def _allowed(self, costs: np.ndarray) -> np.ndarray:
+        """bool[m]: within the limits on what is modelled as a cost."""
+        allowed = np.ones(len(costs), dtype=bool)
+        for limit in self._search.limits:
+            for column, objective in enumerate(self._search.objective_list[1:]):
+                if objective.name == limit.name:
+                    sign = -1 if objective.direction == "maximize" else 1
+                    within = sign * costs[:, column]
+                    allowed &= np.array([limit.holds(float(value)) for value in within])
+        return allowed if allowed.any() else ~allowed
+
+    def _front(
+        self, history: History, beliefs: Beliefs, mean: np.ndarray, costs: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """(float64[members, k] of what is there and what is believed of running trials, float64[k] reference)."""
+        done = np.flatnonzero(np.isfinite(history.final))
+        points = [np.column_stack([history.final[done], history.costs[done]])]
+        if len(history.pending):
+            running = history.configurations[history.pending]
+            points.append(np.column_stack([beliefs.at_full(running)[0], beliefs.costs_at(running)]))
+        known = np.concatenate(points)
+        known = known[np.isfinite(known).all(axis=1)]
+        known = known[self._allowed(known[:, 1:])] if len(known) else known
+        front = known[is_nondominated(known)] if len(known) else known
+        cheapest = costs.argmin(axis=0)
+        seen = np.concatenate([front[:, 0], mean[cheapest]]) if len(front) else mean[cheapest]
+        worst = seen.max()
+        extent = worst - min(seen.min(), mean.min())
+        ends = np.concatenate([costs[self._allowed(costs)], front[:, 1:]])
+        return front, np.concatenate([[worst + MARGIN * extent], ends.max(axis=0) + MARGIN * np.ptp(ends, axis=0)])
+
+
+class Beliefs:
+    """The fitted processes of one moment."""
+
+    def __init__(
+        self,
+        history: History,
+        axes: Sequence[Axis],
+        quality: gp.GPRegressor | None,
+        costs: Sequence[gp.GPRegressor | None],
+    ) -> None:
+        """Fit; `quality` and `costs` are earlier processes, whose hyperparameters are where the fit begins."""
+        self._categorical = np.array([*(axis.categorical for axis in axes), False])
+        kept = np.argsort(-history.rows, kind="stable")[:MOST_OBSERVATIONS]
+        trial, rows, value = history.trial[kept], history.rows[kept], history.value[kept]
+        self._lowest = math.log(history.rows.min())
+        self._extent = (math.log(history.full) - self._lowest) or 1.0
+        share = (np.log(rows) - self._lowest) / self._extent
+        # What training on brings is nearly the same for all: taken out before, so that the process models the rest.
+        to_full = remaining(trial, rows, value)
+        flat = value + np.array([to_full[r] for r in rows])
+        self._center, self._scale = float(np.median(flat)), float(np.std(flat)) or 1.0
+        points = np.column_stack([history.configurations[trial], share])
+        self.quality = _fitted(points, (flat - self._center) / self._scale, self._categorical, quality)
+        if len(history.pending):
+            running = np.column_stack([history.configurations[history.pending], np.ones(len(history.pending))])
+            x = torch.from_numpy(running)
+            with torch.no_grad():
+                self.quality.append_running_data(x, self.quality.posterior(x)[0])
+        self.processes: list[gp.GPRegressor | None] = []
+        self._cost_scales = []
+        measured = np.isfinite(history.costs).all(axis=1)
+        for column, earlier in enumerate(costs):
+            y = history.costs[measured, column]
+            center, scale = float(y.mean()), float(y.std()) or 1.0
+            x_cost = history.configurations[measured]
+            categorical = self._categorical[:-1]
+            self.processes.append(_fitted(x_cost, (y - center) / scale, categorical, earlier, exact=True))
+            self._cost_scales.append((center, scale))
+
+    def at_full(self, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(mean float64[m], standard deviation float64[m]) of the first objective at full fidelity."""
+        x = torch.from_numpy(np.column_stack([places, np.ones(len(places))]))
+        with torch.no_grad():
+            mean, variance = self.quality.posterior(x)
+        return mean.numpy() * self._scale + self._center, np.sqrt(variance.numpy()) * self._scale
+
+    def costs_at(self, places: np.ndarray) -> np.ndarray:
+        """float64[m, k - 1]: the other objectives, at their mean."""
+        x = torch.from_numpy(places)
+        columns = []
+        for process, (center, scale) in zip(self.processes, self._cost_scales, strict=True):
+            assert process is not None
+            with torch.no_grad():
+                columns.append(process.posterior(x)[0].numpy() * scale + center)
+        return np.stack(columns, axis=1)
+
+
+def _fitted(
+    x: np.ndarray, y: np.ndarray, categorical: np.ndarray, earlier: gp.GPRegressor | None, *, exact: bool = False
+) -> gp.GPRegressor:
+    return gp.fit_kernel_params(
+        X=np.ascontiguousarray(x),
+        Y=np.ascontiguousarray(y),
+        is_categorical=categorical,
+        log_prior=prior.default_log_prior,
+        minimum_noise=prior.DEFAULT_MINIMUM_NOISE_VAR,
+        deterministic_objective=exact,
+        gpr_cache=earlier,
+    )
+
+
+def remaining(trial: np.ndarray, rows: np.ndarray, value: np.ndarray) -> dict[float, float]:
+    """Rows to what a trial still gains from there to the last rung, as trials that went on have shown.
+
+    From one rung to the next it is the median difference of the trials that reached both; zero where there is none yet.
+    """
+    levels = sorted(set(rows.tolist()), reverse=True)
+    by_level = {r: dict(zip(trial[rows == r].tolist(), value[rows == r].tolist(), strict=True)) for r in levels}
+    total = dict.fromkeys(levels[:1], 0.0)
+    for upper, lower in itertools.pairwise(levels):
+        both = by_level[upper].keys() & by_level[lower].keys()
+        step = float(np.median([by_level[upper][t] - by_level[lower][t] for t in both])) if both else 0.0
+        total[lower] = total[upper] + step
+    return total
+
+
+def improvement(
+    mean: np.ndarray, deviation: np.ndarray, costs: np.ndarray, front: np.ndarray, reference: np.ndarray
+) -> np.ndarray:
+    """float64[m]: expected hypervolume improvement where only the first objective is uncertain.
+
+    Between two neighbouring qualities of the front the volume that a candidate would add per unit of quality is
+    constant: what its costs dominate and no better member does. So the expectation is a sum over these slabs.
+
+    Args:
+        mean: float64[m] of the first objective.
+        deviation: float64[m], its standard deviation.
+        costs: float64[m, k - 1].
+        front: float64[members, k].
+        reference: float64[k].
+    """
+    order = np.argsort(front[:, 0])
+    front = front[order][front[order][:, 0] < reference[0]]
+    tops = np.append(front[:, 0], reference[0])  # slab j reaches up to tops[j]; members before j are better than it
+    total = np.zeros(len(mean))
+    below = np.zeros(len(mean))  # of max(0, top - y), for the slab's lower end
+    for j, top in enumerate(tops):
+        reach = expected_improvement(mean, deviation, top)
+        total += added_volume(costs, front[:j, 1:], reference[1:]) * (reach - below)
+        below = reach
+    return total
+
+
+def expected_improvement(mean: np.ndarray, deviation: np.ndarray, bound: float) -> np.ndarray:
+    """float64[m]: E max(0, bound - y) of a normal y."""
+    deviation = np.maximum(deviation, 1e-12)
+    z = (bound - mean) / deviation
+    density = np.exp(-0.5 * z * z) / math.sqrt(2 * math.pi)
+    return deviation * (z * ndtr(z) + density)
+
+
+def added_volume(costs: np.ndarray, members: np.ndarray, reference: np.ndarray) -> np.ndarray:
+    """float64[m]: volume that the costs dominate up to the reference and no member does."""
+    if costs.shape[1] == 1:
+        best = min([float(reference[0]), *members[:, 0].tolist()])
+        return np.maximum(0.0, best - costs[:, 0])
+    held = hypervolume(members, ref=reference) if len(members) else 0.0
+    return np.array(
+        [
+            hypervolume(np.vstack([members, cost]), ref=reference) - held if (cost < reference).all() else 0.0
+            for cost in costs
+        ]
+    )
+
+
+def axes_of(space: LoraSpace) -> list[Axis]:
+    """The parameters of a space that have more than one value."""
+    return [Axis(name, parameter) for name, parameter in space.parameters().items() if count(parameter) != 1]
