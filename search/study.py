@@ -15,7 +15,7 @@ from typing import Any
 
 import optuna
 from optuna.samplers import BaseSampler, RandomSampler
-from optuna.storages import RDBStorage
+from optuna.storages import BaseStorage, InMemoryStorage, RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from lorafront.search import study_table
@@ -39,7 +39,7 @@ class StudyLedger:
 
     def __init__(
         self,
-        path: Path,
+        path: Path | None,
         search: SearchFile,
         *,
         create: bool,
@@ -48,7 +48,7 @@ class StudyLedger:
         """Open the study, or create it.
 
         Args:
-            path: of the SQLite file.
+            path: of the SQLite file; none keeps the study in memory, for a replay.
             search: the resolved file.
             create: a new one.
             canonical: the simplest configuration that trains the same on this model, so that equals are not run twice.
@@ -59,7 +59,7 @@ class StudyLedger:
         self.search = search
         self._canonical = canonical
         try:
-            self.storage = _storage(path)
+            self.storage: BaseStorage = InMemoryStorage() if path is None else _storage(path)
             directions = [objective.direction for objective in search.objective_list]
             if create:
                 self.study = optuna.create_study(storage=self.storage, study_name=STUDY, directions=directions)

@@ -1,0 +1,313 @@
+"""The methods that a replay compares: ours by sampler and early stopping, and what else there is.
+
+Peers are the objects that their users would run (Ray's OptunaSearch and ASHA, Syne Tune's MOASHA), called as Ray Tune
+or Syne Tune calls them. Where a peer is a sampler of Optuna, it runs in our searcher, which spares it repeated
+configurations. All start with the same configurations.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, Protocol
+
+from trial_table import TrialTable
+
+from lorafront.search.progress import Silent
+from lorafront.search.ray_trainable import REPORT
+from lorafront.search.search_file import SearchFile
+from lorafront.trainables.outcome import Outcome
+from lorafront.trainables.trial import Report
+
+if TYPE_CHECKING:
+    from optuna.samplers import BaseSampler
+    from replay import Player
+
+VRAM, QUALITY = "peak_vram_gb", "perplexity"
+
+
+@dataclass(frozen=True)
+class Arena:
+    """What every method is given.
+
+    Attributes:
+        table: the trials.
+        start: rows that are trained first.
+        seed: of the method.
+        limit_gb: what a trial may need at most, GiB.
+    """
+
+    table: TrialTable
+    start: tuple[int, ...]
+    seed: int
+    limit_gb: float = math.inf
+
+
+# ---------------------------------------------------------------- ours
+
+
+class LorafrontPlayer:
+    """Our searcher with a study in memory."""
+
+    def __init__(self, arena: Arena, sampler: str, early_stopping: str) -> None:
+        from lorafront.search.optuna_searcher import OptunaSearcher
+        from lorafront.search.study import StudyLedger
+
+        self.table = arena.table
+        search = _search(arena, sampler, early_stopping)
+        ledger = StudyLedger(None, search, create=True)
+        ledger.study.sampler = _sampler(sampler, arena)
+        for row in arena.start:
+            ledger.study.enqueue_trial(arena.table.params(row))
+        self.searcher = OptunaSearcher(
+            ledger, lambda _number, lora: {"row": self.table.row_of(lora)}, lambda _number: [], Silent(), unfinished=[]
+        )
+
+    def suggest(self, trial_id: str) -> int | None:
+        """See `Player`."""
+        config = self.searcher.suggest(trial_id)
+        return int(config["row"]) if isinstance(config, dict) else None
+
+    def judge(self, trial_id: str, report: Report) -> bool:
+        """See `Player`."""
+        self.searcher.on_trial_result(trial_id, _as_result(report))
+        return False
+
+    def complete(self, trial_id: str, report: Report) -> None:
+        """See `Player`."""
+        self.searcher.on_trial_complete(trial_id, _as_result(report))
+
+
+def _as_result(report: Report) -> dict[str, Any]:
+    """What a worker of ours sends to Ray Tune; that its trial is stopped it does not know."""
+    if report.outcome is Outcome.STOPPED:
+        report = Report(report.rows, report.measurements)
+    return {REPORT: json.dumps(report.as_json()), "done": report.outcome is not None}
+
+
+def _search(arena: Arena, _sampler_name: str, _early_stopping: str) -> SearchFile:
+    changes: dict[str, Any] = {"budget": {"trials": len(arena.table)}, "seed": arena.seed}
+    if math.isfinite(arena.limit_gb):
+        changes["constraints"] = {VRAM: f"<= {arena.limit_gb!r}"}
+    return SearchFile.model_validate({**arena.table.search.model_dump(mode="json"), **changes})
+
+
+def _sampler(name: str, arena: Arena) -> BaseSampler:
+    import optuna.samplers as known
+
+    if name == "tpe":
+        return known.TPESampler(seed=arena.seed)
+    if name == "gp":
+        return known.GPSampler(seed=arena.seed)
+    if name == "nsga2":
+        return known.NSGAIISampler(seed=arena.seed, population_size=POPULATION)
+    raise ValueError(f"no sampler {name!r}")
+
+
+POPULATION = 20  # Optuna's 50 would be random draws for most of a search of this size
+
+
+# ---------------------------------------------------------------- rows in an order of their own, and rules that stop
+
+
+class Rule(Protocol):
+    """Early stopping alone."""
+
+    def started(self, trial_id: str, row: int) -> None:
+        """A trial begins."""
+
+    def stops(self, trial_id: str, result: dict[str, Any]) -> bool:
+        """True where the trial should end at this rung."""
+
+    def ended(self, trial_id: str, result: dict[str, Any]) -> None:
+        """A trial ended; an empty result means that it failed."""
+
+
+class NeverStop:
+    """Every trial goes to the end."""
+
+    def started(self, trial_id: str, row: int) -> None:
+        """Nothing."""
+
+    def stops(self, trial_id: str, result: dict[str, Any]) -> bool:  # noqa: ARG002  # whatever it is
+        """Never."""
+        return False
+
+    def ended(self, trial_id: str, result: dict[str, Any]) -> None:
+        """Nothing."""
+
+
+class RayAsha:
+    """Ray Tune's ASHA on the quality alone."""
+
+    def __init__(self, rungs: Sequence[int], reduction: int) -> None:
+        from ray.tune.schedulers import AsyncHyperBandScheduler
+
+        self._asha = AsyncHyperBandScheduler(
+            time_attr="rows", metric=QUALITY, mode="min", max_t=rungs[-1], grace_period=rungs[0],
+            reduction_factor=reduction,
+        )  # fmt: skip
+
+    def started(self, trial_id: str, row: int) -> None:  # noqa: ARG002  # only the result counts
+        """Add it."""
+        self._asha.on_trial_add(None, SimpleNamespace(trial_id=trial_id))
+
+    def stops(self, trial_id: str, result: dict[str, Any]) -> bool:
+        """What ASHA says."""
+        return bool(self._asha.on_trial_result(None, SimpleNamespace(trial_id=trial_id), result) == "STOP")
+
+    def ended(self, trial_id: str, result: dict[str, Any]) -> None:
+        """ASHA counts the last result too."""
+        trial = SimpleNamespace(trial_id=trial_id)
+        if result:
+            self._asha.on_trial_complete(None, trial, result)
+        else:
+            self._asha.on_trial_remove(None, trial)
+
+
+class RapidFireRule:
+    """Stop what more than half of the live trials dominate, each by its loss at the same rung.
+
+    A live trial that has not come so far has no say.
+    """
+
+    def __init__(self) -> None:
+        self._live: dict[str, dict[int, tuple[float, float]]] = {}
+
+    def started(self, trial_id: str, row: int) -> None:  # noqa: ARG002  # only the result counts
+        """It is live."""
+        self._live[trial_id] = {}
+
+    def stops(self, trial_id: str, result: dict[str, Any]) -> bool:
+        """Count who dominates it."""
+        rows, own = result["rows"], (result[QUALITY], result[VRAM])
+        self._live[trial_id][rows] = own
+        others = [seen[rows] for other, seen in self._live.items() if other != trial_id and rows in seen]
+        dominating = sum(_dominates(other, own) for other in others)
+        return dominating > (len(self._live) - 1) / 2
+
+    def ended(self, trial_id: str, result: dict[str, Any]) -> None:  # noqa: ARG002  # only the result counts
+        """It is live no more."""
+        self._live.pop(trial_id, None)
+
+
+def _dominates(one: tuple[float, float], other: tuple[float, float]) -> bool:
+    return one != other and all(a <= b for a, b in zip(one, other, strict=True))
+
+
+class ListPlayer:
+    """Trains rows in a given order, under a rule."""
+
+    def __init__(self, rows: Sequence[int], rule: Rule) -> None:
+        self._rows = iter(rows)
+        self._rule = rule
+
+    def suggest(self, trial_id: str) -> int | None:
+        """See `Player`."""
+        row = next(self._rows, None)
+        if row is not None:
+            self._rule.started(trial_id, row)
+        return row
+
+    def judge(self, trial_id: str, report: Report) -> bool:
+        """See `Player`."""
+        return self._rule.stops(trial_id, _flat(report))
+
+    def complete(self, trial_id: str, report: Report) -> None:
+        """See `Player`."""
+        self._rule.ended(trial_id, _flat(report) if report.measurements else {})
+
+
+def _flat(report: Report) -> dict[str, Any]:
+    return {**report.measurements, "rows": report.rows}
+
+
+def _start_first(arena: Arena, rows: Sequence[int]) -> list[int]:
+    return [*arena.start, *(row for row in rows if row not in arena.start)]
+
+
+def _shuffled(arena: Arena) -> list[int]:
+    rows = list(range(len(arena.table)))
+    random.Random(arena.seed).shuffle(rows)  # noqa: S311  # no secret
+    return _start_first(arena, rows)
+
+
+# ---------------------------------------------------------------- Ray's own OptunaSearch
+
+
+class OptunaSearchPlayer:
+    """Ray Tune's searcher on both objectives, as its documentation shows it, with a rule beside it."""
+
+    def __init__(self, arena: Arena, rule: Rule) -> None:
+        from optuna.distributions import CategoricalDistribution
+        from ray.tune.search.optuna import OptunaSearch
+
+        self.table = arena.table
+        self._rule = rule
+        self._rows = {tuple(arena.table.params(row).items()): row for row in range(len(arena.table))}
+        self._names = list(arena.table.choices)
+        self._searcher = OptunaSearch(
+            {name: CategoricalDistribution(choices) for name, choices in arena.table.choices.items()},
+            metric=[QUALITY, VRAM],
+            mode=["min", "min"],
+            points_to_evaluate=[arena.table.params(row) for row in arena.start],
+            seed=arena.seed,
+        )
+
+    def suggest(self, trial_id: str) -> int | None:
+        """See `Player`."""
+        config = self._searcher.suggest(trial_id)
+        row = self._rows[tuple((name, config[name]) for name in self._names)]
+        self._rule.started(trial_id, row)
+        return row
+
+    def judge(self, trial_id: str, report: Report) -> bool:
+        """See `Player`."""
+        if self._rule.stops(trial_id, _flat(report)):
+            return True
+        self._searcher.on_trial_result(trial_id, _flat(report))
+        return False
+
+    def complete(self, trial_id: str, report: Report) -> None:
+        """See `Player`. Ray Tune hands on the last result whatever the end was, nothing where there is none."""
+        result = _flat(report) if report.measurements else {}
+        self._rule.ended(trial_id, result)
+        self._searcher.on_trial_complete(trial_id, result or None, error=not result)
+
+
+# ---------------------------------------------------------------- by name
+
+MakePlayer = Callable[[Arena], "Player"]
+
+RAY_REDUCTION = 4  # Ray's default; 2 is the step of the rungs
+
+PEERS: dict[str, MakePlayer] = {
+    "grid": lambda arena: ListPlayer(_start_first(arena, range(len(arena.table))), NeverStop()),
+    "random": lambda arena: ListPlayer(_shuffled(arena), NeverStop()),
+    "optunasearch": lambda arena: OptunaSearchPlayer(arena, NeverStop()),
+    "optunasearch+asha": lambda arena: OptunaSearchPlayer(arena, RayAsha(arena.table.rungs, RAY_REDUCTION)),
+    "optunasearch+asha2": lambda arena: OptunaSearchPlayer(arena, RayAsha(arena.table.rungs, 2)),
+    "asha": lambda arena: ListPlayer(_shuffled(arena), RayAsha(arena.table.rungs, RAY_REDUCTION)),
+    "asha2": lambda arena: ListPlayer(_shuffled(arena), RayAsha(arena.table.rungs, 2)),
+    "rapidfire": lambda arena: ListPlayer(_shuffled(arena), RapidFireRule()),
+    "nsga2": lambda arena: LorafrontPlayer(arena, "nsga2", "off"),
+    "gp": lambda arena: LorafrontPlayer(arena, "gp", "off"),
+}
+
+
+def make_player(name: str, arena: Arena) -> Player:
+    """A method by name; ours are `SAMPLER/EARLY_STOPPING`, such as `tpe/off`.
+
+    Raises:
+        ValueError: there is none of that name.
+    """
+    if name in PEERS:
+        return PEERS[name](arena)
+    sampler, slash, early_stopping = name.partition("/")
+    if not slash:
+        raise ValueError(f"no method {name!r}; there are {', '.join(PEERS)}, and SAMPLER/EARLY_STOPPING for ours")
+    return LorafrontPlayer(arena, sampler, early_stopping)
