@@ -169,6 +169,33 @@ class RayAsha:
             self._asha.on_trial_remove(None, trial)
 
 
+class SyneTuneMoAsha:
+    """Syne Tune's MO-ASHA: non-dominated sorting at each rung. Its own searcher draws at random, with repeats."""
+
+    def __init__(self, rungs: Sequence[int], reduction: int) -> None:
+        from syne_tune.optimizer.schedulers.multiobjective.moasha import MOASHA
+
+        self._moasha = MOASHA(
+            {}, [QUALITY, VRAM], time_attr="rows", max_t=rungs[-1], grace_period=rungs[0], reduction_factor=reduction
+        )
+
+    def started(self, trial_id: str, row: int) -> None:  # noqa: ARG002  # only the result counts
+        """Add it."""
+        self._moasha.on_trial_add(SimpleNamespace(trial_id=trial_id))
+
+    def stops(self, trial_id: str, result: dict[str, Any]) -> bool:
+        """What MO-ASHA says."""
+        return bool(self._moasha.on_trial_result(SimpleNamespace(trial_id=trial_id), result) == "STOP")
+
+    def ended(self, trial_id: str, result: dict[str, Any]) -> None:
+        """MO-ASHA counts the last result too."""
+        trial = SimpleNamespace(trial_id=trial_id)
+        if result:
+            self._moasha.on_trial_complete(trial, result)
+        else:
+            self._moasha.on_trial_remove(trial)
+
+
 class RapidFireRule:
     """Stop what more than half of the live trials dominate, each by its loss at the same rung.
 
@@ -283,7 +310,7 @@ class OptunaSearchPlayer:
 
 MakePlayer = Callable[[Arena], "Player"]
 
-RAY_REDUCTION = 4  # Ray's default; 2 is the step of the rungs
+RAY_REDUCTION, SYNE_TUNE_REDUCTION = 4, 3  # their defaults; 2 is the step of the rungs
 
 PEERS: dict[str, MakePlayer] = {
     "grid": lambda arena: ListPlayer(_start_first(arena, range(len(arena.table))), NeverStop()),
@@ -293,10 +320,15 @@ PEERS: dict[str, MakePlayer] = {
     "optunasearch+asha2": lambda arena: OptunaSearchPlayer(arena, RayAsha(arena.table.rungs, 2)),
     "asha": lambda arena: ListPlayer(_shuffled(arena), RayAsha(arena.table.rungs, RAY_REDUCTION)),
     "asha2": lambda arena: ListPlayer(_shuffled(arena), RayAsha(arena.table.rungs, 2)),
+    "moasha": lambda arena: ListPlayer(_shuffled(arena), SyneTuneMoAsha(arena.table.rungs, SYNE_TUNE_REDUCTION)),
+    "moasha2": lambda arena: ListPlayer(_shuffled(arena), SyneTuneMoAsha(arena.table.rungs, 2)),
     "rapidfire": lambda arena: ListPlayer(_shuffled(arena), RapidFireRule()),
     "nsga2": lambda arena: LorafrontPlayer(arena, "nsga2", "off"),
     "gp": lambda arena: LorafrontPlayer(arena, "gp", "off"),
 }
+
+
+NEEDS = {"moasha": "syne_tune", "moasha2": "syne_tune"}  # pip install --no-deps syne-tune is enough
 
 
 def make_player(name: str, arena: Arena) -> Player:

@@ -18,12 +18,13 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from moocore import hypervolume, is_nondominated
-from players import PEERS, Arena, make_player
+from players import NEEDS, PEERS, Arena, make_player
 from replay import Replay
 from synthetic_table import synthetic_table
 from trial_table import TABLES, Floats, TrialTable, read_table
@@ -419,7 +420,11 @@ def main() -> None:
     print(HEAD)
     described = asdict(settings) | {"seeds": asked.seeds, "unit_seconds": unit, "grid_seconds": unit * len(table)}
     runs = _read(out, described)
-    for method, found in play_all(asked.methods, asked.seeds, settings, asked.jobs):
+    playable = [method for method in asked.methods if find_spec(NEEDS.get(method, "lorafront")) is not None]
+    for method in asked.methods:
+        if method not in playable:
+            print(f"{method} is left out: it needs {NEEDS[method]}")
+    for method, found in play_all(playable, asked.seeds, settings, asked.jobs):
         runs[method] = found
         told = {name: summary(each, unit, front_size) for name, each in runs.items()}
         print(line(method, told[method]), flush=True)
