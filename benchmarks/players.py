@@ -270,9 +270,11 @@ class OptunaSearchPlayer:
     """Ray Tune's searcher on both objectives, as its documentation shows it, with a rule beside it."""
 
     def __init__(self, arena: Arena, rule: Rule) -> None:
+        import optuna
         from optuna.distributions import CategoricalDistribution
         from ray.tune.search.optuna import OptunaSearch
 
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
         self.table = arena.table
         self._rule = rule
         self._rows = {tuple(arena.table.params(row).items()): row for row in range(len(arena.table))}

@@ -321,7 +321,7 @@ def line(method: str, told: dict[str, Any]) -> str:
 
 
 def _short(value: float) -> str:
-    return "-" if math.isinf(value) else f"{value:.1f}"
+    return "inf" if math.isinf(value) else f"{value:.1f}"
 
 
 def goals(runs: dict[str, list[Run]], whole_grid: float) -> list[str]:
