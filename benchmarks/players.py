@@ -19,12 +19,11 @@ from trial_table import TrialTable
 
 from lorafront.search.progress import Silent
 from lorafront.search.ray_trainable import REPORT
-from lorafront.search.search_file import SearchFile
+from lorafront.search.search_file import SearchFile, parse_search
 from lorafront.trainables.outcome import Outcome
 from lorafront.trainables.trial import Report
 
 if TYPE_CHECKING:
-    from optuna.samplers import BaseSampler
     from replay import Player
 
 VRAM, QUALITY = "peak_vram_gb", "perplexity"
@@ -58,9 +57,9 @@ class LorafrontPlayer:
         from lorafront.search.study import StudyLedger
 
         self.table = arena.table
-        search = _search(arena, sampler, early_stopping)
-        ledger = StudyLedger(None, search, create=True)
-        ledger.study.sampler = _sampler(sampler, arena)
+        if early_stopping != "off":
+            raise ValueError(f"no early stopping {early_stopping!r}")
+        ledger = StudyLedger(None, _search(arena, sampler), create=True)
         for row in arena.start:
             ledger.study.enqueue_trial(arena.table.params(row))
         self.searcher = OptunaSearcher(
@@ -89,26 +88,11 @@ def _as_result(report: Report) -> dict[str, Any]:
     return {REPORT: json.dumps(report.as_json()), "done": report.outcome is not None}
 
 
-def _search(arena: Arena, _sampler_name: str, _early_stopping: str) -> SearchFile:
-    changes: dict[str, Any] = {"budget": {"trials": len(arena.table)}, "seed": arena.seed}
+def _search(arena: Arena, sampler: str) -> SearchFile:
+    changes: dict[str, Any] = {"sampler": sampler, "seed": arena.seed, "budget": {"trials": len(arena.table)}}
     if math.isfinite(arena.limit_gb):
         changes["constraints"] = {VRAM: f"<= {arena.limit_gb!r}"}
-    return SearchFile.model_validate({**arena.table.search.model_dump(mode="json"), **changes})
-
-
-def _sampler(name: str, arena: Arena) -> BaseSampler:
-    import optuna.samplers as known
-
-    if name == "tpe":
-        return known.TPESampler(seed=arena.seed)
-    if name == "gp":
-        return known.GPSampler(seed=arena.seed)
-    if name == "nsga2":
-        return known.NSGAIISampler(seed=arena.seed, population_size=POPULATION)
-    raise ValueError(f"no sampler {name!r}")
-
-
-POPULATION = 20  # Optuna's 50 would be random draws for most of a search of this size
+    return parse_search({**arena.table.search.model_dump(mode="json"), **changes})
 
 
 # ---------------------------------------------------------------- rows in an order of their own, and rules that stop
