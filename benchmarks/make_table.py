@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from trial_table import TABLES, Floats, TrialTable, grid, write_table
 
-from lorafront.search import RootPaths, SearchFile, StudyTable, read_search_file, resume_search, run_search
+from lorafront.search import RootPaths, SearchFile, StudyTable, read_search_file, read_study, resume_search, run_search
 from lorafront.search.study_table import TrialRecord
 from lorafront.spaces.lora import LoraConfiguration
 from lorafront.trainables.outcome import Outcome
@@ -38,9 +38,11 @@ MODEL_FILES = ("config.json", "model.safetensors", "tokenizer.json")
 def train(search: SearchFile, seed: int, root: RootPaths, near: Path) -> StudyTable:
     """The search of one seed, to its end; nothing is done where it has ended."""
     name = f"{search.name}-seed{seed}"
-    if root.search(name).study_db.is_file():
-        return resume_search(name, root)
-    return run_search(search.model_copy(update={"name": name, "seed": seed}), root, near=near)
+    study_db = root.search(name).study_db
+    if not study_db.is_file():
+        return run_search(search.model_copy(update={"name": name, "seed": seed}), root, near=near)
+    study = read_study(study_db)
+    return study if len(study.counted) >= study.search.budget.trials else resume_search(name, root)
 
 
 # ---------------------------------------------------------------- gather
@@ -120,11 +122,12 @@ def _typical(seconds: Floats, configurations: Sequence[LoraConfiguration]) -> Fl
 
 def provenance(search: SearchFile, near: Path) -> dict[str, Any]:
     """Versions, digests of model and data, and the machine."""
-    data, model = _place(search.data.path, near), _place(search.model.name, near)
+    data = [_place(name, near) for name in (search.data.path, search.data.eval_path) if name]
+    model = _place(search.model.name, near)
     return {
         "made by": "benchmarks/make_table.py",
         "versions": {name: version(name) for name in PACKAGES} | {"python": platform.python_version()},
-        "data": {data.name: _digest(data)},
+        "data": {path.name: _digest(path) for path in data},
         "model": {name: _digest(model / name) for name in MODEL_FILES},
         "device": _device(),
     }

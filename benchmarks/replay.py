@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import heapq
 import math
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -67,25 +68,32 @@ class Replay:
         seed: index of the training seed whose losses the search sees.
         workers: trials at once.
         limit_gb: peak memory above which a trial dies of it after its set-up, GiB.
+        ahead: configurations that are asked for before a worker is free; Ray Tune keeps one where it is not told how
+            many trials may run at once.
     """
 
     table: TrialTable
     seed: int
     workers: int = 4
     limit_gb: float = math.inf
+    ahead: int = 0
 
     def play(self, player: Player) -> Iterator[Ended]:
         """Trials in the order in which they end; stop asking, and the search is over."""
-        clock, order, over, finished = 0.0, 0, False, 0.0
+        clock, finished, asked, over = 0.0, 0.0, 0, False
+        waiting: deque[tuple[int, int]] = deque()  # order and row of what has no worker yet
         running: list[tuple[float, int, _Running]] = []  # by time, then by who started first
         while True:
-            while not over and len(running) < self.workers:
-                row = player.suggest(f"trial-{order}")
+            while not over and len(running) + len(waiting) < self.workers + self.ahead:
+                row = player.suggest(f"trial-{asked}")
                 over = row is None
                 if row is not None:
-                    trial = _Running(f"trial-{order}", row, order, clock)
-                    heapq.heappush(running, (clock + self._seconds(trial), order, trial))
-                    order += 1
+                    waiting.append((asked, row))
+                    asked += 1
+            while waiting and len(running) < self.workers:
+                order, row = waiting.popleft()
+                trial = _Running(f"trial-{order}", row, order, clock)
+                heapq.heappush(running, (clock + self._seconds(trial), order, trial))
             if not running:
                 return
             clock, _, trial = heapq.heappop(running)

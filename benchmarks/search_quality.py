@@ -145,12 +145,14 @@ class Settings:
         workers: trials at once.
         cap: full trainings after which a search is given up.
         limit: share of the table's configurations that a memory limit lets through; 1 is no limit.
+        ahead: configurations asked for before a worker is free.
     """
 
     table: str
     workers: int
     cap: float
     limit: float = 1.0
+    ahead: int = 0
 
 
 @dataclass(frozen=True)
@@ -205,7 +207,7 @@ def simulate(table: TrialTable, method: str, seed: int, settings: Settings) -> R
     trials = stopped = over = 0
     complete: list[int] = []
     lost: set[int] = set()
-    for ended in Replay(table, training_seed, settings.workers, limit).play(player):
+    for ended in Replay(table, training_seed, settings.workers, limit, settings.ahead).play(player):
         spent = ended.spent
         trials += 1
         stopped += ended.report.outcome is Outcome.STOPPED
@@ -398,6 +400,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--limit", type=float, default=1.0, help="share of the configurations that a memory limit lets through"
     )
+    parser.add_argument("--ahead", type=int, default=0, help="configurations asked for before a worker is free")
     parser.add_argument("--jobs", type=int, default=1, help="processes")
     parser.add_argument("--out", type=Path, help="JSON; what stands there for other methods is kept")
     return parser.parse_args()
@@ -406,7 +409,7 @@ def arguments() -> argparse.Namespace:
 def main() -> None:
     """Replay, print as methods end, write everything."""
     asked = arguments()
-    settings = Settings(asked.table, asked.workers, asked.cap, asked.limit)
+    settings = Settings(asked.table, asked.workers, asked.cap, asked.limit, asked.ahead)
     limited = "" if settings.limit >= 1 else f"-limit{settings.limit:g}"
     out = asked.out or RESULTS / f"search_quality-{settings.table}{limited}.json"
     table = load(settings.table)

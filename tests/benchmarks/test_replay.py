@@ -78,6 +78,14 @@ def test_calls_come_in_the_order_of_ray_tune(table: TrialTable) -> None:
     assert ended[0].spent == pytest.approx(first_rung)
 
 
+def test_a_configuration_may_be_asked_for_ahead(table: TrialTable) -> None:
+    """The next configuration is asked for while the worker is busy; what is trained and what it costs is the same."""
+    player = Scripted([5, 9, 300])
+    ended = list(Replay(table, 0, workers=1, ahead=1).play(player))
+    assert player.calls[:3] == [("suggest", "trial-0", 5), ("suggest", "trial-1", 9), ("judge", "trial-0", 32)]
+    assert [found.spent for found in ended] == pytest.approx(np.cumsum(table.full_seconds[[5, 9, 300]]))
+
+
 def test_a_trial_over_the_limit_costs_its_set_up(table: TrialTable) -> None:
     """What needs more memory than there is dies after its set-up; what needs less is not touched."""
     largest = int(table.peak_vram_gb.argmax())
