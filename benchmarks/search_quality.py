@@ -193,7 +193,7 @@ def limit_of(table: TrialTable, share: float) -> float:
 
 
 def simulate(table: TrialTable, method: str, seed: int, settings: Settings) -> Run:
-    """One search, until it has reached both targets or spent its cap."""
+    """One search, until it has reached both targets, spent its cap, or tried as often as the grid has configurations."""
     limit = limit_of(table, settings.limit)
     start = start_rows(table)
     training_seed = seed % len(table.seeds)
@@ -219,7 +219,7 @@ def simulate(table: TrialTable, method: str, seed: int, settings: Settings) -> R
             volume = goal.volume(complete)
         gap = min(gap, spent) if volume >= goal.gap else gap
         front = min(front, spent) if volume >= goal.share else front
-        if max(gap, front) < math.inf or spent > cap:
+        if max(gap, front) < math.inf or spent > cap or trials == len(table):
             break
     asking = (time.perf_counter() - began) / max(1, trials)
     return Run(seed, gap, front, spent, trials, stopped, len(lost), over, asking)
