@@ -193,7 +193,7 @@ def limit_of(table: TrialTable, share: float) -> float:
 
 
 def simulate(table: TrialTable, method: str, seed: int, settings: Settings) -> Run:
-    """One search, until it has reached both targets, spent its cap, or tried as often as the grid has configurations."""
+    """One search, until it has reached both targets, spent its cap, or tried as often as there are configurations."""
     limit = limit_of(table, settings.limit)
     start = start_rows(table)
     training_seed = seed % len(table.seeds)
