@@ -79,8 +79,8 @@ def _curve(lora: LoraConfiguration, quirk: float) -> Floats:
     """[R], nats per token at each rung, without noise."""
     size = MODULES[lora.modules]
     capacity = 0.5 / (lora.rank**0.5 * size**0.35)
-    best = math.log10(9e-3) - 0.25 * math.log10(size / 4) - 0.3 * math.log10(lora.alpha / lora.rank / 2)
+    best = math.log10(6e-3) - 0.4 * math.log10(size / 4) - 0.3 * math.log10(lora.alpha / lora.rank / 2)
     off = math.log10(lora.learning_rate) - best
     floor = 3.3 + 0.25 * capacity + LOST_NATS[lora.quantization] + 0.18 * off * off + 0.004 * quirk
-    speed = 0.35 + 0.12 * min(off, 0.5)  # a high learning rate is ahead early on
+    speed = 0.35 + 0.04 * min(off, 0.5)  # a high learning rate is ahead early on
     return floor + 1.6 * np.array(RUNGS, dtype=np.float64) ** -speed
