@@ -25,7 +25,7 @@ from lorafront.search.ownership import owned
 from lorafront.search.paths import RootPaths, SearchPaths
 from lorafront.search.progress import Observer, Silent, last_line
 from lorafront.search.search_file import SearchFile
-from lorafront.search.stopping import Never, Rungs, StoppingRule
+from lorafront.search.stopping import RULES, StoppingRule
 from lorafront.search.study_table import StudyTable, read_study
 from lorafront.spaces.errors import Incomplete, InvalidInput, Problem, SearchExists
 from lorafront.spaces.objectives import minimized
@@ -276,7 +276,7 @@ def _tuner(searcher: Any, scheduler: Any, search: SearchFile, scratch: Path) -> 
 
 def make_rule(search: SearchFile, table: StudyTable) -> StoppingRule:
     """The stopping rule that the search names, told of all rungs so far."""
-    rule: StoppingRule = Rungs() if search.early_stopping == "rungs" else Never()
+    rule = RULES[search.early_stopping]()
     for trial in table.trials:
         for report in trial.rungs:
             rule.stops(trial.number, report.rows, minimized(report.measurements, search.objective_list))

@@ -7,7 +7,7 @@ front spread. The best so far on any one objective, so also the cheapest, is nev
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -56,6 +56,9 @@ class Rungs:
             return False
         going_on = max(1, round(len(points) * self._keep))
         return place not in best_first(points)[:going_on]
+
+
+RULES: dict[str, Callable[[], StoppingRule]] = {"off": Never, "rungs": Rungs}  # by the name in a search file
 
 
 def best_first(points: np.ndarray) -> list[int]:
