@@ -20,6 +20,7 @@ from trial_table import TrialTable
 from lorafront.search.progress import Silent
 from lorafront.search.ray_trainable import REPORT
 from lorafront.search.search_file import SearchFile, parse_search
+from lorafront.search.study_table import StudyTable
 from lorafront.trainables.outcome import Outcome
 from lorafront.trainables.trial import Report
 
@@ -54,16 +55,21 @@ class LorafrontPlayer:
 
     def __init__(self, arena: Arena, sampler: str, early_stopping: str) -> None:
         from lorafront.search.optuna_searcher import OptunaSearcher
+        from lorafront.search.run import make_rule
         from lorafront.search.study import StudyLedger
 
         self.table = arena.table
-        if early_stopping != "off":
-            raise ValueError(f"no early stopping {early_stopping!r}")
-        ledger = StudyLedger(None, _search(arena, sampler), create=True)
+        search = _search(arena, sampler, early_stopping)
+        ledger = StudyLedger(None, search, create=True)
         for row in arena.start:
             ledger.study.enqueue_trial(arena.table.params(row))
         self.searcher = OptunaSearcher(
-            ledger, lambda _number, lora: {"row": self.table.row_of(lora)}, lambda _number: [], Silent(), unfinished=[]
+            ledger,
+            lambda _number, lora: {"row": self.table.row_of(lora)},
+            lambda _number: [],
+            Silent(),
+            unfinished=[],
+            rule=make_rule(search, StudyTable(search, (), {}, ())),
         )
 
     def suggest(self, trial_id: str) -> int | None:
@@ -73,8 +79,7 @@ class LorafrontPlayer:
 
     def judge(self, trial_id: str, report: Report) -> bool:
         """See `Player`."""
-        self.searcher.on_trial_result(trial_id, _as_result(report))
-        return False
+        return self.searcher.judge(trial_id, _as_result(report))
 
     def complete(self, trial_id: str, report: Report) -> None:
         """See `Player`."""
@@ -85,11 +90,16 @@ def _as_result(report: Report) -> dict[str, Any]:
     """What a worker of ours sends to Ray Tune; that its trial is stopped it does not know."""
     if report.outcome is Outcome.STOPPED:
         report = Report(report.rows, report.measurements)
-    return {REPORT: json.dumps(report.as_json()), "done": report.outcome is not None}
+    return {REPORT: json.dumps(report.as_json())}
 
 
-def _search(arena: Arena, sampler: str) -> SearchFile:
-    changes: dict[str, Any] = {"sampler": sampler, "seed": arena.seed, "budget": {"trials": len(arena.table)}}
+def _search(arena: Arena, sampler: str, early_stopping: str) -> SearchFile:
+    changes: dict[str, Any] = {
+        "sampler": sampler,
+        "early_stopping": early_stopping,
+        "seed": arena.seed,
+        "budget": {"trials": len(arena.table)},
+    }
     if math.isfinite(arena.limit_gb):
         changes["constraints"] = {VRAM: f"<= {arena.limit_gb!r}"}
     return parse_search({**arena.table.search.model_dump(mode="json"), **changes})
