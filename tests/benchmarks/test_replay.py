@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import pytest
-from players import Arena, RapidFireRule, make_player
+from players import Arena, LorafrontPlayer, RapidFireRule, make_player
 from replay import Replay
 from search_quality import Settings, estimate, ratio, simulate, start_rows, target
 from synthetic_table import synthetic_table
@@ -196,6 +197,20 @@ def test_our_searcher_plays() -> None:
     assert {found.row for found in ended if found.order < len(start)} == set(start)
     assert len({found.row for found in ended}) == 30
     assert all(found.report.outcome is Outcome.COMPLETE for found in ended)
+
+
+def test_our_early_stopping_plays(table: TrialTable) -> None:
+    """What the rule stops ends at an early rung and is told so to the study; the cheapest trial goes to the end."""
+    player = make_player("random/rungs", Arena(table, start_rows(table), seed=1))
+    assert isinstance(player, LorafrontPlayer)
+    ended = list(islice(Replay(table, 0).play(player), 40))
+    stopped = [found for found in ended if found.report.outcome is Outcome.STOPPED]
+    assert stopped
+    assert all(found.report.rows < table.rungs[-1] for found in stopped)
+    states = [trial.state.name for trial in player.searcher.ledger.study.trials]
+    assert states.count("PRUNED") == len(stopped)
+    cheapest = min(ended, key=lambda found: table.peak_vram_gb[found.row])
+    assert cheapest.report.outcome is Outcome.COMPLETE
 
 
 def test_a_median_of_what_was_mostly_never_reached_is_infinite() -> None:
