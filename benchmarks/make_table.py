@@ -71,7 +71,8 @@ def make_table(search: SearchFile, studies: Sequence[StudyTable], provenance: di
 
     def first(name: str) -> Floats:
         """[C], the same at all rungs and seeds."""
-        return np.nanmax(column(name), axis=(1, 2))
+        largest: Floats = np.nanmax(column(name), axis=(1, 2))
+        return largest
 
     trained = np.diff(column("train_seconds"), axis=2, prepend=0.0)
     return TrialTable(

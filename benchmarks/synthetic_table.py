@@ -83,4 +83,5 @@ def _curve(lora: LoraConfiguration, quirk: float) -> Floats:
     off = math.log10(lora.learning_rate) - best
     floor = 3.3 + 0.25 * capacity + LOST_NATS[lora.quantization] + 0.18 * off * off + 0.004 * quirk
     speed = 0.35 + 0.04 * min(off, 0.5)  # a high learning rate is ahead early on
-    return floor + 1.6 * np.array(RUNGS, dtype=np.float64) ** -speed
+    curve: Floats = floor + 1.6 * np.array(RUNGS, dtype=np.float64) ** -speed
+    return curve

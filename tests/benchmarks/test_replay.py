@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from players import Arena, LorafrontPlayer, RapidFireRule, make_player
+from players import NEEDS, Arena, LorafrontPlayer, RapidFireRule, make_player
 from replay import Replay
-from search_quality import Settings, estimate, ratio, simulate, start_rows, target
+from search_quality import Run, Settings, estimate, goals, ratio, simulate, start_rows, target
 from synthetic_table import synthetic_table
 from trial_table import TrialTable, read_table, write_table
 
@@ -185,6 +185,23 @@ def test_methods_without_a_model_reach_the_front(table: TrialTable, method: str)
         assert run.stopped == 0
 
 
+@pytest.mark.parametrize("method", ["optunasearch+asha2", "asha2", "moasha"])
+def test_peers_play(table: TrialTable, method: str) -> None:
+    """Peers train the start points first and stop what they would stop, each as its own library decides."""
+    if method in NEEDS:
+        pytest.importorskip(NEEDS[method])
+    start = start_rows(table)
+    ended = list(islice(Replay(table, 0).play(make_player(method, Arena(table, start, seed=1))), 30))
+    assert {found.row for found in ended if found.order < len(start)} == set(start)
+    assert {found.report.outcome for found in ended} == {Outcome.COMPLETE, Outcome.STOPPED}
+
+
+def test_what_is_over_a_limit_is_counted(table: TrialTable) -> None:
+    """Random draws meet a limit that cuts off half of the space with about every second trial."""
+    run = simulate(table, "random", 0, Settings("synthetic", workers=4, cap=1000, limit=0.5))
+    assert 0.3 < run.over / run.trials < 0.7
+
+
 def test_our_searcher_plays() -> None:
     """Our own searcher goes through a study in memory, the start points first, no configuration twice."""
     table = synthetic_table()
@@ -211,6 +228,27 @@ def test_our_early_stopping_plays(table: TrialTable) -> None:
     assert states.count("PRUNED") == len(stopped)
     cheapest = min(ended, key=lambda found: table.peak_vram_gb[found.row])
     assert cheapest.report.outcome is Outcome.COMPLETE
+
+
+def test_goals_are_bounded_by_what_a_rival_spent() -> None:
+    """A rival that never got there is taken to cost the cap; ours are compared with the best that did."""
+
+    def runs(*costs: float) -> list[Run]:
+        return [
+            Run(seed, cost, cost, 0.0, trials=1, stopped=0, lost=0, over=0, asking=0.0)
+            for seed, cost in enumerate(costs)
+        ]
+
+    found = {
+        "random": runs(40.0, 40.0, 40.0),
+        "optunasearch": runs(math.inf, math.inf, 50.0),
+        "mfgp/off": runs(20.0, 20.0, 30.0),
+    }
+    assert goals(found, whole_grid=400.0, cap=100.0) == [
+        "mfgp/off: 0.05 (0.05-0.07) of whole grid; goal 0.2: reached",
+        "mfgp/off: at most 0.20 (0.20-0.60) of optunasearch; goal 0.5: reached",
+        "mfgp/off: 0.50 (0.50-0.75) of the best peer, random; goal 0.7: reached",
+    ]
 
 
 def test_a_median_of_what_was_mostly_never_reached_is_infinite() -> None:
