@@ -1,8 +1,8 @@
 """Makes a table of trials: one `lorafront` search over the whole grid per seed, then one file of what they measured.
 
 The searches are ordinary ones (`lorafront status NAME-seed0 --root ROOT` shows them); an interrupted one goes on where
-it was. What a trial takes is the median over the trials that differ only in seed, learning rate and alpha, which do the
-same work, so that a busy moment of the machine does not look like an expensive configuration.
+it was. What a trial takes is the least over the trials that differ only in seed, learning rate and alpha, which do the
+same work: other load on the machine only ever adds to it, and would look like an expensive configuration.
 
 python benchmarks/make_table.py benchmarks/tables/tiny-llama-shakespeare.yaml --seeds 0 1
 """
@@ -84,9 +84,9 @@ def make_table(search: SearchFile, studies: Sequence[StudyTable], provenance: di
         peak_vram_gb=first("peak_vram_gb"),
         trainable_params=first("trainable_params"),
         adapter_mb=first("adapter_mb"),
-        setup_seconds=_typical(column("setup_seconds"), configurations)[:, 0],
-        train_seconds=_typical(trained, configurations),
-        eval_seconds=_typical(column("eval_seconds"), configurations),
+        setup_seconds=_least(column("setup_seconds"), configurations)[:, 0],
+        train_seconds=_least(trained, configurations),
+        eval_seconds=_least(column("eval_seconds"), configurations),
         provenance=provenance,
     )
 
@@ -110,12 +110,12 @@ def _number(report: Report | None, name: str) -> float:
     return float(value) if isinstance(value, (int, float)) else math.nan
 
 
-def _typical(seconds: Floats, configurations: Sequence[LoraConfiguration]) -> Floats:
-    """[C, R], medians over what does the same work: [C, S, R] without seed, learning rate and alpha."""
+def _least(seconds: Floats, configurations: Sequence[LoraConfiguration]) -> Floats:
+    """[C, R], the least over what does the same work: [C, S, R] without seed, learning rate and alpha."""
     work = [(lora.rank, lora.modules, lora.quantization, lora.batch_size) for lora in configurations]
     groups = {key: [row for row, other in enumerate(work) if other == key] for key in set(work)}
-    medians = {key: np.nanmedian(seconds[rows], axis=(0, 1)) for key, rows in groups.items()}
-    return np.array([medians[key] for key in work])
+    least = {key: np.nanmin(seconds[rows], axis=(0, 1)) for key, rows in groups.items()}
+    return np.array([least[key] for key in work])
 
 
 # ---------------------------------------------------------------- where it comes from

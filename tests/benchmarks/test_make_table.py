@@ -72,7 +72,7 @@ def test_each_seed_of_each_configuration_is_a_row_of_losses() -> None:
     np.testing.assert_allclose(table.eval_loss, np.stack([expected, expected], axis=1))
 
 
-def test_times_are_the_typical_ones_of_the_same_work() -> None:
+def test_times_are_the_least_of_the_same_work() -> None:
     """A slow moment of one trial does not make its configuration expensive; training is counted from rung to rung."""
     loras = grid(SEARCH)
     slow = [trial(number, lora, slowness=9.0 if number == 0 else 1.0) for number, lora in enumerate(loras)]
