@@ -2,7 +2,9 @@
 
 The searches are ordinary ones (`lorafront status NAME-seed0 --root ROOT` shows them); an interrupted one goes on where
 it was. What a trial takes is the least over the trials that differ only in seed, learning rate and alpha, which do the
-same work: other load on the machine only ever adds to it, and would look like an expensive configuration.
+same work: other load on the machine only ever adds to it, and would look like an expensive configuration. Where the
+machine was busy all along, `--times` trains each of these works once more, when it is quiet, and takes the times from
+there.
 
 python benchmarks/make_table.py benchmarks/tables/tiny-llama-shakespeare.yaml --seeds 0 1
 """
@@ -14,17 +16,27 @@ import hashlib
 import math
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from trial_table import TABLES, Floats, TrialTable, grid, write_table
 
-from lorafront.search import RootPaths, SearchFile, StudyTable, read_search_file, read_study, resume_search, run_search
+from lorafront.search import (
+    RootPaths,
+    SearchFile,
+    StudyTable,
+    parse_search,
+    read_search_file,
+    read_study,
+    resume_search,
+    run_search,
+)
 from lorafront.search.study_table import TrialRecord
-from lorafront.spaces.lora import LoraConfiguration
+from lorafront.spaces.lora import AlphaRatio, LoraConfiguration
+from lorafront.spaces.parameters import values_of
 from lorafront.trainables.outcome import Outcome
 from lorafront.trainables.trial import Report
 
@@ -45,16 +57,31 @@ def train(search: SearchFile, seed: int, root: RootPaths, near: Path) -> StudyTa
     return study if len(study.counted) >= study.search.budget.trials else resume_search(name, root)
 
 
+def one_of_each_work(search: SearchFile) -> SearchFile:
+    """The search of those trials of the grid that differ in how long they take: one learning rate, one alpha."""
+    alpha, rate = search.space.alpha, search.space.learning_rate
+    field = "ratio" if isinstance(alpha, AlphaRatio) else "absolute"
+    first = {field: values_of(getattr(alpha, field))[0]}
+    raw = search.model_dump(mode="json")
+    raw["space"] |= {"alpha": first, "learning_rate": values_of(rate)[0]}
+    raw["name"] = f"{search.name}-times"
+    smaller = parse_search(raw)
+    return smaller.model_copy(update={"budget": smaller.budget.model_copy(update={"trials": len(grid(smaller))})})
+
+
 # ---------------------------------------------------------------- gather
 
 
-def make_table(search: SearchFile, studies: Sequence[StudyTable], provenance: dict[str, Any]) -> TrialTable:
+def make_table(
+    search: SearchFile, studies: Sequence[StudyTable], provenance: dict[str, Any], timed: StudyTable | None = None
+) -> TrialTable:
     """One table from one finished study per seed.
 
     Args:
         search: the file as it was written, without a seed and with the paths that others can read.
         studies: one per seed, of the same space, rungs and data.
         provenance: where the numbers come from.
+        timed: where the times are from instead; it needs each work once.
 
     Raises:
         ValueError: a configuration is missing from a study, or failed there.
@@ -74,7 +101,8 @@ def make_table(search: SearchFile, studies: Sequence[StudyTable], provenance: di
         largest: Floats = np.nanmax(column(name), axis=(1, 2))
         return largest
 
-    trained = np.diff(column("train_seconds"), axis=2, prepend=0.0)
+    everything = [trial for found in records for trial in found]
+    seconds = _least(timed.complete if timed else everything, rungs)
     return TrialTable(
         search=search,
         rungs=rungs,
@@ -84,9 +112,9 @@ def make_table(search: SearchFile, studies: Sequence[StudyTable], provenance: di
         peak_vram_gb=first("peak_vram_gb"),
         trainable_params=first("trainable_params"),
         adapter_mb=first("adapter_mb"),
-        setup_seconds=_least(column("setup_seconds"), configurations)[:, 0],
-        train_seconds=_least(trained, configurations),
-        eval_seconds=_least(column("eval_seconds"), configurations),
+        setup_seconds=np.array([seconds[_work(lora)]["setup_seconds"][0] for lora in configurations]),
+        train_seconds=np.array([seconds[_work(lora)]["train_seconds"] for lora in configurations]),
+        eval_seconds=np.array([seconds[_work(lora)]["eval_seconds"] for lora in configurations]),
         provenance=provenance,
     )
 
@@ -110,12 +138,29 @@ def _number(report: Report | None, name: str) -> float:
     return float(value) if isinstance(value, (int, float)) else math.nan
 
 
-def _least(seconds: Floats, configurations: Sequence[LoraConfiguration]) -> Floats:
-    """[C, R], the least over what does the same work: [C, S, R] without seed, learning rate and alpha."""
-    work = [(lora.rank, lora.modules, lora.quantization, lora.batch_size) for lora in configurations]
-    groups = {key: [row for row, other in enumerate(work) if other == key] for key in set(work)}
-    least = {key: np.nanmin(seconds[rows], axis=(0, 1)) for key, rows in groups.items()}
-    return np.array([least[key] for key in work])
+Work: TypeAlias = tuple[int, str, str, int]
+
+
+def _work(lora: LoraConfiguration) -> Work:
+    """What trials that take equally long have in common."""
+    return (lora.rank, lora.modules, lora.quantization, lora.batch_size)
+
+
+def _least(trials: Iterable[TrialRecord], rungs: Sequence[int]) -> dict[Work, dict[str, Floats]]:
+    """By work, float64[R] each: seconds of set-up, of training from the rung before, of evaluation; the least found."""
+    found: dict[Work, list[dict[str, Floats]]] = {}
+    for trial in trials:
+        if trial.lora is None:
+            continue
+        reports = _at_rungs(trial, rungs)
+        names = ("setup_seconds", "train_seconds", "eval_seconds")
+        seconds = {name: np.array([_number(report, name) for report in reports]) for name in names}
+        seconds["train_seconds"] = np.diff(seconds["train_seconds"], prepend=0.0)
+        found.setdefault(_work(trial.lora), []).append(seconds)
+    return {
+        work: {name: np.nanmin([seconds[name] for seconds in same], axis=0) for name in same[0]}
+        for work, same in found.items()
+    }
 
 
 # ---------------------------------------------------------------- where it comes from
@@ -160,6 +205,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--data", help="where the data is, instead of the path in the file")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1], help="of the trainings")
     parser.add_argument("--root", type=Path, default=Path("runs"), help="where the searches stand")
+    parser.add_argument("--times", action="store_true", help="train each work once more, and take the times from there")
     parser.add_argument("--out", type=Path, help="the table; default: beside the search files")
     return parser.parse_args()
 
@@ -171,11 +217,16 @@ def main() -> None:
     written = read_search_file(asked.file)
     moved = {"data": written.data.model_copy(update={"path": asked.data})} if asked.data else {}
     search = written.model_copy(update=moved)
+    root = RootPaths(asked.root)
     studies = []
     for seed in asked.seeds:
-        studies.append(train(search, seed, RootPaths(asked.root), near))
+        studies.append(train(search, seed, root, near))
         print(f"seed {seed}: {len(studies[-1].complete)} trials at full fidelity", flush=True)
-    table = make_table(written, studies, provenance(search, near))
+    comes_from = provenance(search, near) | {
+        "times": "one quiet run of each work" if asked.times else "least of the seeds"
+    }
+    timed = train(one_of_each_work(search), asked.seeds[0], root, near) if asked.times else None
+    table = make_table(written, studies, comes_from, timed)
     out = asked.out or TABLES / f"{written.name}.json"
     write_table(out, table)
     print(f"wrote {out}: {len(table)} configurations, {len(table.seeds)} seeds, rungs {table.rungs}")

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from make_table import make_table
+from make_table import make_table, one_of_each_work
 from trial_table import grid
 
 from lorafront.search import StudyTable, parse_search
@@ -80,6 +80,17 @@ def test_times_are_the_least_of_the_same_work() -> None:
     table = make_table(SEARCH, [study(0, slow), study(1, quick)], {})
     np.testing.assert_allclose(table.train_seconds, np.ones((4, 2)))
     np.testing.assert_allclose(table.full_seconds, np.full(4, 1.0 + 2.0 + 1.0))
+
+
+def test_times_may_come_from_a_quiet_hour() -> None:
+    """Where each work was timed once more, the times are from there, whatever the seeds say."""
+    loras = grid(SEARCH)
+    busy = [trial(number, lora, slowness=3.0) for number, lora in enumerate(loras)]
+    timing = one_of_each_work(SEARCH)
+    assert timing.budget.trials == 2
+    quiet = [trial(number, lora, slowness=0.5) for number, lora in enumerate(grid(timing))]
+    table = make_table(SEARCH, [study(0, busy)], {}, study(0, quiet))
+    np.testing.assert_allclose(table.full_seconds, np.full(4, 0.5 * (1.0 + 2.0 + 1.0)))
 
 
 def test_a_training_that_diverged_has_no_loss_from_there_on() -> None:
