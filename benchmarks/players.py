@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Protocol
 
+import numpy as np
 from trial_table import TrialTable
 
 from lorafront.search.progress import Silent
@@ -164,14 +165,23 @@ class RayAsha:
 
 
 class SyneTuneMoAsha:
-    """Syne Tune's MO-ASHA: non-dominated sorting at each rung. Its own searcher draws at random, with repeats."""
+    """Syne Tune's MO-ASHA: non-dominated sorting at each rung. Its own searcher draws at random, with repeats.
 
-    def __init__(self, rungs: Sequence[int], reduction: int) -> None:
+    In version 0.16 its priority returns the order of the trials (which index comes first) where the scheduler reads the
+    rank of each, so it stops members of the front; `mended` turns the one into the other.
+    """
+
+    def __init__(self, rungs: Sequence[int], reduction: int, *, mended: bool = False) -> None:
         from syne_tune.optimizer.schedulers.multiobjective.moasha import MOASHA
 
-        self._moasha = MOASHA(
+        shipped = MOASHA(
             {}, [QUALITY, VRAM], time_attr="rows", max_t=rungs[-1], grace_period=rungs[0], reduction_factor=reduction
         )
+        if mended:
+            for bracket in shipped.brackets:
+                order = bracket.priority
+                bracket.priority = lambda objectives, order=order: np.argsort(order(objectives))
+        self._moasha = shipped
 
     def started(self, trial_id: str, row: int) -> None:  # noqa: ARG002  # only the result counts
         """Add it."""
@@ -317,14 +327,18 @@ PEERS: dict[str, MakePlayer] = {
     "asha": lambda arena: ListPlayer(_shuffled(arena), RayAsha(arena.table.rungs, RAY_REDUCTION)),
     "asha2": lambda arena: ListPlayer(_shuffled(arena), RayAsha(arena.table.rungs, 2)),
     "moasha": lambda arena: ListPlayer(_shuffled(arena), SyneTuneMoAsha(arena.table.rungs, SYNE_TUNE_REDUCTION)),
-    "moasha2": lambda arena: ListPlayer(_shuffled(arena), SyneTuneMoAsha(arena.table.rungs, 2)),
+    "moasha-mended": lambda arena: ListPlayer(
+        _shuffled(arena), SyneTuneMoAsha(arena.table.rungs, SYNE_TUNE_REDUCTION, mended=True)
+    ),
+    "moasha2-mended": lambda arena: ListPlayer(_shuffled(arena), SyneTuneMoAsha(arena.table.rungs, 2, mended=True)),
     "rapidfire": lambda arena: ListPlayer(_shuffled(arena), RapidFireRule()),
     "nsga2": lambda arena: LorafrontPlayer(arena, "nsga2", "off"),
     "gp": lambda arena: LorafrontPlayer(arena, "gp", "off"),
 }
 
 
-NEEDS = {"moasha": "syne_tune", "moasha2": "syne_tune"}  # pip install --no-deps syne-tune is enough
+# `pip install --no-deps syne-tune` is enough
+NEEDS = {"moasha": "syne_tune", "moasha-mended": "syne_tune", "moasha2-mended": "syne_tune"}
 
 
 def make_player(name: str, arena: Arena) -> Player:

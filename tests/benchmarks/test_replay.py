@@ -185,7 +185,7 @@ def test_methods_without_a_model_reach_the_front(table: TrialTable, method: str)
         assert run.stopped == 0
 
 
-@pytest.mark.parametrize("method", ["optunasearch+asha2", "asha2", "moasha"])
+@pytest.mark.parametrize("method", ["optunasearch+asha2", "asha2", "moasha", "moasha-mended"])
 def test_peers_play(table: TrialTable, method: str) -> None:
     """Peers train the start points first and stop what they would stop, each as its own library decides."""
     if method in NEEDS:
