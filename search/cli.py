@@ -171,7 +171,9 @@ def status(name: Name, root: Root = None, as_json: Json = False) -> None:
     typer.echo(summary(table))
     for line in failure_lines(table):
         typer.echo(line)
-    if len(table.counted) < table.search.budget.trials:
+    if table.end is not None:
+        typer.echo(table.end.value)
+    elif len(table.counted) < table.search.budget.trials:
         try:
             with owned(paths):
                 typer.echo(f"no process runs this search; go on with: lorafront resume {name}")

@@ -53,6 +53,11 @@ training:
   max_grad_norm: 1.0
   gradient_checkpointing: false
 
+# What is tried first: configurations that guides recommend (a quarter of the budget at most), then your own, which
+# always run; what a point leaves out is filled in. {{recommended: false, points: [...]}} leaves the guides out.
+# start_points: [{{rank: 16, alpha: {{ratio: 2}}, modules: attention, quantization: nf4}}]
+# warm_start: [an-earlier-search]       # its results teach the sampler; same model, data, length and objectives
+
 budget: {{trials: 32}}           # hours: 8 stops starting trials after so long
 resources: {{gpus_per_trial: 0.25, cpus_per_trial: 1}}   # sixteenths of a GPU; without a GPU trials run on CPU cores
 # tracking: {{uri: "http://127.0.0.1:5000", required: false}}   # default: SQLite beside the searches

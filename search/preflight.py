@@ -8,24 +8,29 @@ from __future__ import annotations
 import inspect
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 
+from lorafront.search.known_limits import breaking
 from lorafront.search.paths import RootPaths
 from lorafront.search.rungs import ladder, total_rows
 from lorafront.search.search_file import SearchFile
+from lorafront.search.start_points import Starts, Surroundings, starts
+from lorafront.search.warm_start import WarmStart, warm_start
 from lorafront.spaces import modules
 from lorafront.spaces.errors import InvalidInput, Problem
-from lorafront.spaces.lora import LoraConfiguration
-from lorafront.spaces.objectives import OBJECTIVES
+from lorafront.spaces.lora import LoraConfiguration, resolve
+from lorafront.spaces.objectives import OBJECTIVES, broken_limit
 from lorafront.spaces.parameters import values_of
+from lorafront.spaces.start_points import StartPoint, overlap_on
 from lorafront.trainables import models
 from lorafront.trainables.config import ModelConfig, TrialConfig
 from lorafront.trainables.data import TokenData, prepare, store
 from lorafront.trainables.hub import hub_answers, local_folder_or_file, weights_on_hub
+from lorafront.trainables.known_measurements import KNOWN, known_measurements
 from lorafront.trainables.model_facts import ModelFacts, model_facts
 from lorafront.trainables.row_sets import read_sets
 from lorafront.trainables.task import TASKS, Task, task_named
@@ -47,6 +52,8 @@ class Prepared:
         rungs: training rows at which trials report.
         notes: what the user should know.
         downloads: what a run fetches from the hub, a line each.
+        starts: what is tried first.
+        warm: what earlier searches teach.
     """
 
     search: SearchFile
@@ -57,6 +64,8 @@ class Prepared:
     rungs: tuple[int, ...]
     notes: tuple[str, ...]
     downloads: tuple[str, ...] = ()
+    starts: Starts = field(default_factory=Starts)
+    warm: WarmStart = field(default_factory=WarmStart)
 
     def trial(self, lora: LoraConfiguration) -> TrialConfig:
         """What a worker needs to train one configuration."""
@@ -80,6 +89,36 @@ class Prepared:
         bias = self.facts.same_bias(lora.bias, self.resolved[lora.modules].names)
         return lora if bias == lora.bias else lora.model_copy(update={"bias": bias})
 
+    def configuration(self, values: Mapping[str, Any]) -> LoraConfiguration:
+        """From values of every parameter of the space, under the sampler's names."""
+        return self.canonical(resolve(values, self.search.training.defaults()))
+
+    def known_before(self, lora: LoraConfiguration) -> dict[str, float]:
+        """What is known of a trial before it runs; what breaks a limit by it is not proposed."""
+        task = task_named(self.search.task, self.search.code_folder)
+        adapted = self.resolved[lora.modules].names
+        known = known_measurements(lora, self.facts, adapted, models.device(), new_head=task.new_head)
+        floors = {limit.name for limit in self.search.limits if task.new_head and limit.operator == ">="}
+        return {name: value for name, value in known.items() if name not in floors}  # a lower bound cannot break those
+
+    def breaks(self, lora: LoraConfiguration) -> str:
+        """The limit that a configuration is known to break, with its value; empty where it breaks none."""
+        return broken_limit(self.search.limits, self.known_before(lora))
+
+    def same_modules(self, module_set: str) -> str:
+        """The module set of this space that means the same on this model; itself where there is none."""
+        if module_set in self.resolved:
+            return module_set
+        try:
+            names = modules.resolve(module_set, list(self.facts.linears)).names
+        except modules.ModuleProblem:
+            return module_set
+        return next((name for name, found in self.resolved.items() if set(found.names) == set(names)), module_set)
+
+    def study_data(self) -> dict[str, Any]:
+        """Which rows, rungs and code of the user's the trials see, as the study keeps it."""
+        return {"tokens": self.token_file.name, "rungs": list(self.rungs), "code": self.search.code_digests()}
+
     def size(self) -> tuple[int, list[str]]:
         """(number of different discrete configurations, names of the continuous parameters)."""
         space = self.search.space
@@ -98,13 +137,14 @@ class Prepared:
         store(self.token_file, self.tokens)
 
 
-def check(search: SearchFile, root: RootPaths, near: Path) -> Prepared:
+def check(search: SearchFile, root: RootPaths, near: Path, *, warm: bool = True) -> Prepared:
     """Check a search against its model, its data and this machine.
 
     Args:
         search: the validated file.
         root: where the search will stand.
         near: folder of the search file; local paths that are not under the current folder are looked for there.
+        warm: read the searches that `warm_start` names.
 
     Raises:
         InvalidInput: all problems found, each with its key path.
@@ -158,7 +198,41 @@ def check(search: SearchFile, root: RootPaths, near: Path) -> Prepared:
     if checks.problems or facts is None or prepared is None or rungs is None:
         raise InvalidInput(checks.problems)
     notes = (*prepared[1].notes, *checks.notes, *_notes(located, rungs, max(rows_per_step)))
-    return Prepared(located, facts, resolved, prepared[0], prepared[1], rungs, notes, tuple(downloads))
+    ready = Prepared(located, facts, resolved, prepared[0], prepared[1], rungs, notes, tuple(downloads))
+    return _with_starts(ready, root if warm else None)
+
+
+def _with_starts(ready: Prepared, root: RootPaths | None) -> Prepared:
+    """Add what is tried first and what earlier searches teach, and say what the limits leave.
+
+    Raises:
+        InvalidInput: nothing of the space keeps the limits, a start point breaks one, or an earlier search differs.
+    """
+    search, space, defaults = ready.search, ready.search.space, ready.search.training.defaults()
+    problems: list[Problem] = []
+    notes: list[str] = []
+    known = [limit for limit in search.limits if limit.name in KNOWN]
+    if known:
+        found = breaking(space, defaults, ready.canonical, ready.breaks)
+        if found.broken == found.total and found.all_listed:
+            message = f"every configuration of the space breaks a limit, such as {found.example}"
+            raise InvalidInput([Problem(("constraints", known[0].name), message)])
+        notes += [str(found)] if found.broken else []
+    overlap = overlap_on(list(ready.facts.linears), ready.resolved)
+    around = Surroundings(space, defaults, overlap, ready.canonical, ready.breaks)
+    first = starts(search.start_points, around, search.budget.trials)
+    problems += first.problems
+    warm = WarmStart()
+    try:
+        if root is not None:
+            warm = warm_start(
+                search, root, data=ready.study_data(), canonical=ready.canonical, modules=ready.same_modules
+            )
+    except InvalidInput as error:
+        problems += error.problems
+    if problems:
+        raise InvalidInput(problems)
+    return replace(ready, notes=(*ready.notes, *notes, *first.notes, *warm.notes), starts=first, warm=warm)
 
 
 class _Checks:
@@ -247,7 +321,18 @@ def _settled(
             f"{reason}{choices} with these modules: {'one choice' if len(reached) == 1 else 'so few choices'}"
         )
         space = space.model_copy(update={"bias": different if len(different) > 1 else different[0]})
-    return search.model_copy(update={"space": space})
+    folded = {name: first[found.names] for name, found in resolved.items()}
+    points = [_settled_point(point, folded, values_of(space.bias)) for point in search.start_points.points]
+    start_points = search.start_points.model_copy(update={"points": points})
+    return search.model_copy(update={"space": space, "start_points": start_points})
+
+
+def _settled_point(point: StartPoint, folded: Mapping[str, str], biases: list[str]) -> StartPoint:
+    """A start point in the choices that are left; a bias that is none of them comes to one that is."""
+    changes: dict[str, Any] = {"modules": folded.get(point.modules, point.modules)} if point.modules else {}
+    if point.bias is not None and point.bias not in biases:
+        changes["bias"] = None
+    return point.model_copy(update=changes)
 
 
 def _downloads(model: ModelConfig) -> list[str]:

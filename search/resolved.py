@@ -44,6 +44,9 @@ def resolved_text(prepared: Prepared, root: RootPaths) -> str:
         lines.append(f"{name}: " + ", ".join(f"{metric} {value:.4f}" for metric, value in measured.items()))
     lines.append("objectives: " + ", ".join(f"{o.name} ({o.direction})" for o in search.objective_list))
     lines.append(f"rungs: {', '.join(map(str, prepared.rungs))} training rows")
+    for start in prepared.starts.points:
+        lora = prepared.configuration(start.params)
+        lines.append(f"start point {start.label}: {lora.label} lr {lora.learning_rate:.2g}")
     lines += [f"download: {what}" for what in prepared.downloads]
     tracking = open_tracking(search, root)
     lines.append(

@@ -88,7 +88,8 @@ def resume_search(
     with owned(paths):  # before the heavy imports, so that a second driver is refused at once
         from lorafront.search.preflight import check
 
-        prepared = check(read_study(paths.study_db).search, root, paths.folder)
+        earlier = read_study(paths.study_db)
+        prepared = check(earlier.search, root, paths.folder, warm=not earlier.warmed)
         prepared.store()
         return _drive(prepared, paths, observer or Silent(), _tracking(prepared.search, root), engine, create=False)
 
@@ -148,12 +149,21 @@ def _drive(
 ) -> StudyTable:
     from lorafront.search.study import StudyLedger
 
-    ledger = StudyLedger(paths.study_db, prepared.search, create=create, canonical=prepared.canonical)
+    ledger = StudyLedger(
+        paths.study_db,
+        prepared.search,
+        create=create,
+        canonical=prepared.canonical,
+        known_before=prepared.known_before,
+    )
     ledger.keep_data(prepared.token_file.name, prepared.rungs, prepared.search.code_digests())
     for name, measured in prepared.references().items():
         ledger.note_reference(name, measured)
+    if not ledger.warmed:
+        ledger.keep_observations(prepared.warm.observations)
+    ledger.keep_starts(prepared.starts.points)
     unfinished = _reconcile(ledger, paths)
-    spent = ledger.recorded >= prepared.search.budget.trials
+    spent = ledger.recorded >= prepared.search.budget.trials or (ledger.end is not None and not unfinished)
     epoch = ledger.epoch if spent else ledger.begin_epoch()
     if not spent:
         ledger.note(prepared.notes)
@@ -242,8 +252,8 @@ def _tune(
             raise Incomplete(
                 f"the search stopped: {last_line(str(error))}; mend that and go on with: lorafront resume {paths.name}"
             ) from error
-    if searcher.exhausted:
-        observer.said("the space has no more configurations to try; the search ends before its budget")
+    if ledger.end is not None:
+        observer.said(f"{ledger.end.value}; the search ends before its budget")
 
 
 def _tuner(searcher: Any, scheduler: Any, search: SearchFile, scratch: Path) -> Any:

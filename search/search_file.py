@@ -35,6 +35,7 @@ from lorafront.spaces.errors import InvalidInput, Problem, did_you_mean
 from lorafront.spaces.lora import ALPHA_FORMS, AlphaAbsolute, AlphaRatio, Count, LoraSpace
 from lorafront.spaces.objectives import OBJECTIVES, Limit, Objective, parse_limit, second_set_loss
 from lorafront.spaces.parameters import FORMS, Range, Real, Whole
+from lorafront.spaces.start_points import PointAlpha, StartPoint, StartPoints, outside
 from lorafront.trainables.config import DataConfig, ModelConfig, SecondSet, Section, TrainingConfig
 from lorafront.trainables.task import TASKS
 from lorafront.trainables.user_code import is_reference, source_digest
@@ -127,6 +128,10 @@ def _comparison(text: object) -> object:
 Comparison = Annotated[str, BeforeValidator(_comparison)]
 
 
+def _points(raw: object) -> object:
+    return {"points": raw} if isinstance(raw, list) else raw
+
+
 class SearchFile(Section):
     """All that a search is. See `lorafront init` for a commented file."""
 
@@ -145,6 +150,10 @@ class SearchFile(Section):
     budget: Budget = Budget()
     resources: Resources = Resources()
     tracking: Tracking = Tracking()
+    start_points: Annotated[StartPoints, BeforeValidator(_points)] = StartPoints()
+    warm_start: list[Annotated[str, BeforeValidator(_name)]] = Field(
+        default_factory=list, description="earlier searches under the same root whose results teach the sampler"
+    )
     seed: Annotated[Whole, Ge(0), Le(2**31 - 1)] = 0
     code: str | None = Field(default=None, description="folder of your own modules; none is that of this file")
 
@@ -163,6 +172,14 @@ class SearchFile(Section):
         if repeated:
             raise PydanticCustomError("rule", "each objective once; repeated: {names}", {"names": ", ".join(repeated)})
         return entries
+
+    @field_validator("warm_start")
+    @classmethod
+    def _each_once(cls, names: list[str]) -> list[str]:
+        repeated = sorted({name for name in names if names.count(name) > 1})
+        if repeated:
+            raise PydanticCustomError("rule", "each search once; repeated: {names}", {"names": ", ".join(repeated)})
+        return names
 
     @model_validator(mode="after")
     def _times_are_measured_alone(self) -> Self:
@@ -253,9 +270,20 @@ def parse_search(data: dict[str, Any]) -> SearchFile:
         hidden = {problem.path for problem in problems}  # a secret is shown by no other refusal either
         found = [_problem(details, data) for details in error.errors(include_url=False)]
         problems += [problem for problem in found if problem.path not in hidden or "(got" not in problem.message]
+    else:
+        problems += _points_outside(search, data)
     if problems:
         raise InvalidInput(problems)
     return search
+
+
+def _points_outside(search: SearchFile, data: dict[str, Any]) -> Iterable[Problem]:
+    """The user's start points that the space does not have."""
+    given = data.get("start_points")
+    section = ("start_points",) if isinstance(given, list) else ("start_points", "points")
+    for index, point in enumerate(search.start_points.points):
+        for key, message in outside(point, search.space, search.training.defaults()).items():
+            yield Problem((*section, index, key), message)
 
 
 def _secrets(value: Any, path: tuple[str | int, ...]) -> Iterable[Problem]:
@@ -321,7 +349,7 @@ def _path_in_file(location: tuple[str | int, ...], data: Any) -> tuple[str | int
         if part == MAP_KEY:
             continue
         if (
-            part in {"absolute", "name", "path", "function"}
+            part in {"absolute", "name", "path", "function", "points"}
             and not inside
             and path
             and not (isinstance(here, dict) and last)
@@ -345,6 +373,8 @@ def _keys_at(path: tuple[str | int, ...]) -> list[str]:
         return list(model.model_fields)
     if path[:2] == ("space", "alpha") and len(path) == 2:  # noqa: PLR2004  # the alpha mapping itself
         return [*AlphaRatio.model_fields, *AlphaAbsolute.model_fields, *Range.model_fields]
+    if path[0] == "start_points":
+        return list((PointAlpha if path[-1] == "alpha" else StartPoint).model_fields)
     if path[0] == "objectives":
         return list(FunctionObjective.model_fields)
     if path[:2] == ("data", "also_evaluate"):

@@ -7,30 +7,38 @@ before it is told, so a driver that dies in between leaves a trial that the next
 from __future__ import annotations
 
 import math
+import random
 import sqlite3
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.samplers import BaseSampler, RandomSampler
 from optuna.storages import BaseStorage, InMemoryStorage, RDBStorage
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FixedTrial, FrozenTrial, Trial, TrialState, create_trial
 
 from lorafront.search import study_table
 from lorafront.search.samplers import make_sampler
+from lorafront.search.search_end import SearchEnd
 from lorafront.search.search_file import SearchFile
+from lorafront.search.start_points import Start
+from lorafront.search.warm_start import Observation
 from lorafront.spaces.errors import StateUnreadable
 from lorafront.spaces.lora import LoraConfiguration
-from lorafront.spaces.objectives import minimized
+from lorafront.spaces.objectives import broken_limit, minimized
+from lorafront.spaces.uniform_draw import UniformDraw
 from lorafront.trainables.outcome import Outcome
 from lorafront.trainables.trial import Report
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 STUDY = "search"  # one study per database
 REPEATS_BEFORE_RANDOM = 10  # a sampler that keeps proposing what it knows is helped out by uniform draws
-REPEATS_BEFORE_END = 100  # so many in a row mean that the space is exhausted
+REPEATS_OF_GRID = 100  # it goes on in order, so it passes what is known sooner or later
+# So many draws in vain mean that the space is exhausted. They cost no storage, so a discrete space gets twenty for each
+# of its points: the last one left is missed once in 10**8.
+DRAWS, DRAWS_PER_POINT, MOST_DRAWS = 1000, 20, 20_000
 _TOLD = {Outcome.COMPLETE: TrialState.COMPLETE, Outcome.STOPPED: TrialState.PRUNED, Outcome.DIVERGED: TrialState.PRUNED}
 
 
@@ -44,6 +52,7 @@ class StudyLedger:
         *,
         create: bool,
         canonical: Callable[[LoraConfiguration], LoraConfiguration] = lambda lora: lora,
+        known_before: Callable[[LoraConfiguration], Mapping[str, float]] = lambda _lora: {},
     ) -> None:
         """Open the study, or create it.
 
@@ -52,12 +61,14 @@ class StudyLedger:
             search: the resolved file.
             create: a new one.
             canonical: the simplest configuration that trains the same on this model, so that equals are not run twice.
+            known_before: measurements that are known before a trial runs; what breaks a limit by them is not proposed.
 
         Raises:
             StateUnreadable: the file is no study of this version.
         """
         self.search = search
         self._canonical = canonical
+        self._known_before = known_before
         try:
             self.storage: BaseStorage = InMemoryStorage() if path is None else _storage(path)
             directions = [objective.direction for objective in search.objective_list]
@@ -77,18 +88,36 @@ class StudyLedger:
         self.configurations: dict[int, LoraConfiguration] = {}
         self.references = {key for key in self.study.user_attrs if key.startswith(study_table.REFERENCE)}
         self.recorded = 0
+        self.imported: dict[str, str] = {}  # fingerprint to where it was trained with the same numbers
+        self.end = self._read_end()
+        self._ids: dict[int, int] = {}  # Optuna has no index on trial numbers
+        self._starts: list[Start] = []
         self.epoch = int(self.study.user_attrs.get(study_table.EPOCH, 0))
         for trial in trials:
             self._remember(trial)
+        self._take_up_starts()
 
     def _remember(self, trial: FrozenTrial) -> None:
         attributes = trial.user_attrs
-        if study_table.CONFIGURATION in attributes and attributes.get(study_table.OUTCOME) != Outcome.NOT_RUN.stored:
+        stored = attributes.get(study_table.OUTCOME)
+        if stored == Outcome.IMPORTED.stored:
+            self._remember_imported(attributes)
+            return
+        if study_table.CONFIGURATION in attributes and stored != Outcome.NOT_RUN.stored:
             lora = LoraConfiguration(**attributes[study_table.CONFIGURATION])
             self.configurations[trial.number] = lora
             self.known.setdefault(lora.fingerprint, trial.number)
-        if trial.state.is_finished() and attributes.get(study_table.OUTCOME) != Outcome.NOT_RUN.stored:
+        if trial.state.is_finished() and stored != Outcome.NOT_RUN.stored:
             self.recorded += 1
+
+    def _remember_imported(self, attributes: Mapping[str, Any]) -> None:
+        if attributes[study_table.REPEATABLE]:
+            lora = LoraConfiguration(**attributes[study_table.CONFIGURATION])
+            self.imported[lora.fingerprint] = attributes[study_table.IMPORTED_FROM]
+
+    def _read_end(self) -> SearchEnd | None:
+        stored = self.study.user_attrs.get(study_table.ENDED)
+        return SearchEnd.of(stored) if stored else None
 
     def begin_epoch(self) -> int:
         """Count one more driver; its number fences what older ones left behind."""
@@ -151,26 +180,137 @@ class StudyLedger:
                 )
         return found
 
+    def keep_starts(self, starts: Sequence[Start]) -> None:
+        """Keep what is to be tried first. Only the first list counts, so a search that goes on never gets another."""
+        if study_table.STARTS not in self.study.user_attrs:
+            self.study.set_user_attr(study_table.STARTS, [start.as_json() for start in starts])
+            self._take_up_starts()
+
+    def _take_up_starts(self) -> None:
+        """Those that no trial has yet: a driver may have died between any two of them."""
+        kept = [Start(**raw) for raw in self.study.user_attrs.get(study_table.STARTS, ())]
+        self._starts = [
+            start for start in kept if self._configuration(FixedTrial(start.params)).fingerprint not in self.known
+        ]
+
+    @property
+    def warmed(self) -> bool:
+        """True where the results of earlier searches are in the study."""
+        return study_table.WARMED in self.study.user_attrs
+
+    def keep_observations(self, observations: Sequence[Observation]) -> None:
+        """Add results of earlier searches, each once however often a driver dies in between."""
+        names = [objective.name for objective in self.search.objective_list]
+        there = {trial.user_attrs.get(study_table.IMPORTED_FROM) for trial in self.study.get_trials(deepcopy=False)}
+        for seen in observations:
+            if seen.source in there:
+                continue
+            fixed = FixedTrial(seen.params)
+            self._configuration(fixed)  # which asks for every parameter, and so notes its distribution
+            attributes = {
+                study_table.CONFIGURATION: seen.lora.model_dump(mode="json"),
+                study_table.OUTCOME: Outcome.IMPORTED.stored,
+                study_table.RESULT: replace(seen.report, outcome=Outcome.IMPORTED).as_json(),
+                study_table.IMPORTED_FROM: seen.source,
+                study_table.REPEATABLE: seen.repeatable,
+            }
+            values = [seen.report.measurements[name] for name in names]
+            self.study.add_trial(
+                create_trial(
+                    params=fixed.params, distributions=fixed.distributions, values=values, user_attrs=attributes
+                )
+            )
+            self._remember_imported(attributes)
+        self.study.set_user_attr(study_table.WARMED, len(observations))
+
     def ask(self) -> tuple[int, LoraConfiguration] | None:
-        """A new configuration that no trial has; None where the space has no more to give."""
-        sampler: BaseSampler = self.study.sampler
-        try:
-            for repeats in range(REPEATS_BEFORE_END):
-                if repeats == REPEATS_BEFORE_RANDOM and self.search.sampler != "grid":
-                    self.study.sampler = RandomSampler(seed=self.search.seed + len(self.study.trials))
-                trial = self.study.ask()
-                lora = self._canonical(self.search.space.ask(trial, self.search.training.defaults()))
-                earlier = self.known.get(lora.fingerprint)
-                trial.set_user_attr(study_table.CONFIGURATION, lora.model_dump(mode="json"))
-                if earlier is None:
-                    self.known[lora.fingerprint] = trial.number
-                    self.configurations[trial.number] = lora
-                    return trial.number, lora
-                repeated = Report(0, {}, Outcome.NOT_RUN, f"the same as trial {earlier}")
-                self._end(trial.number, repeated, TrialState.FAIL)
-            return None
-        finally:
-            self.study.sampler = sampler
+        """A new configuration that no trial has and that is not known to break a limit.
+
+        Start points come first, then what the sampler proposes; where that is known already, uniform draws.
+
+        Returns:
+            None where the space has no more to give.
+        """
+        while self._starts:
+            start = self._starts.pop(0)
+            lora = self._configuration(FixedTrial(start.params))
+            if lora.fingerprint not in self.known and (start.own or not self._not_again(lora)):
+                return self._ask_for(start.params)
+        most = REPEATS_OF_GRID if self.search.sampler == "grid" else REPEATS_BEFORE_RANDOM
+        for _ in range(most if self.end is None else 0):
+            trial = self.study.ask()
+            lora = self._configuration(trial)
+            reason = self._not_again(lora)
+            if not reason:
+                return self._take(trial, lora)
+            self._tell_not_run(trial, lora, reason)
+        return self._ask_for_a_draw()
+
+    def _configuration(self, trial: Trial | FixedTrial | UniformDraw) -> LoraConfiguration:
+        return self._canonical(self.search.space.ask(trial, self.search.training.defaults()))
+
+    def _not_again(self, lora: LoraConfiguration) -> str:
+        """Why a configuration is not run; empty where it is."""
+        if lora.fingerprint in self.known:
+            return f"the same as trial {self.known[lora.fingerprint]}"
+        if lora.fingerprint in self.imported:
+            return f"the same as {self.imported[lora.fingerprint]}, with the same seed"
+        return broken_limit(self.search.limits, self._known_before(lora))
+
+    def _take(self, trial: Trial, lora: LoraConfiguration) -> tuple[int, LoraConfiguration]:
+        trial.set_user_attr(study_table.CONFIGURATION, lora.model_dump(mode="json"))
+        self.known[lora.fingerprint] = trial.number
+        self.configurations[trial.number] = lora
+        return trial.number, lora
+
+    def _ask_for(self, params: Mapping[str, Any]) -> tuple[int, LoraConfiguration]:
+        """A running trial with these values, written in one transaction: there is all of it, or nothing.
+
+        `Study.enqueue_trial` would leave one that waits, without a configuration, where a driver dies before it asks.
+        """
+        fixed = FixedTrial(dict(params))
+        lora = self._configuration(fixed)  # which asks for every parameter, and so notes its distribution
+        attributes = {study_table.CONFIGURATION: lora.model_dump(mode="json")}
+        running = create_trial(
+            state=TrialState.RUNNING,
+            params=fixed.params,
+            distributions=fixed.distributions,
+            user_attrs=attributes,
+            system_attrs={"fixed_params": fixed.params},  # as Optuna marks what no sampler proposed
+        )
+        number = self.storage.get_trial_number_from_id(self.storage.create_new_trial(self.study_id, running))
+        self.known[lora.fingerprint] = number
+        self.configurations[number] = lora
+        return number, lora
+
+    def _ask_for_a_draw(self) -> tuple[int, LoraConfiguration] | None:
+        size, continuous = self.search.space.size()
+        draws = DRAWS if continuous else min(MOST_DRAWS, max(DRAWS, DRAWS_PER_POINT * size))
+        generator = random.Random(self.search.seed + len(self.known))  # noqa: S311  # a search, no secret
+        for _ in range(draws if self.end is None else 0):
+            draw = UniformDraw(generator)
+            if not self._not_again(self._configuration(draw)):
+                return self._ask_for(draw.params)
+        if self.end is None:
+            self.end = SearchEnd.SPACE_EXHAUSTED
+            self.study.set_user_attr(study_table.ENDED, self.end.stored)
+        return None
+
+    def _tell_not_run(self, trial: Trial, lora: LoraConfiguration, reason: str) -> None:
+        """End a proposal that is not run.
+
+        One that comes to the configuration of a finished trial by other values (a bias that the modules do not have) is
+        told what that one measured, so that the sampler learns it for these values too. The same values again teach
+        nothing, and a sampler that counts observations would count one twice.
+        """
+        trial.set_user_attr(study_table.CONFIGURATION, lora.model_dump(mode="json"))
+        like = self._frozen(self.known[lora.fingerprint]) if lora.fingerprint in self.known else None
+        if like is not None and like.state is TrialState.COMPLETE and like.params != trial.params:
+            report = Report.from_json(like.user_attrs[study_table.RESULT])
+            report = replace(report, outcome=Outcome.NOT_RUN, error=reason)
+            self._end(trial.number, report, TrialState.COMPLETE, like.values)
+        else:
+            self._end(trial.number, Report(0, {}, Outcome.NOT_RUN, reason), TrialState.FAIL)
 
     def started(self, number: int) -> None:
         """Note which epoch a trial belongs to."""
@@ -222,7 +362,9 @@ class StudyLedger:
         return self.storage.get_trial(self._id(number))
 
     def _id(self, number: int) -> int:
-        return self.storage.get_trial_id_from_study_id_trial_number(self.study_id, number)
+        if number not in self._ids:
+            self._ids[number] = self.storage.get_trial_id_from_study_id_trial_number(self.study_id, number)
+        return self._ids[number]
 
     def _set(self, number: int, key: str, value: Any) -> None:
         self.storage.set_trial_user_attr(self._id(number), key, value)

@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from pydantic_core import from_json
+
+from lorafront.search.search_end import SearchEnd
 from lorafront.search.search_file import SearchFile
 from lorafront.spaces.errors import StateUnreadable
 from lorafront.spaces.lora import LoraConfiguration
@@ -25,6 +28,8 @@ from lorafront.trainables.trial import Report
 CONFIGURATION, EPOCH, RUNG, OUTCOME, RESULT = "configuration", "epoch", "rung:", "outcome", "result"
 SEARCH, NOTES, REFERENCE, UID, DATA = "search", "notes", "reference:", "uid", "data"
 LIVED = "lived_seconds"
+STARTS, WARMED, IMPORTED_FROM, ENDED = "start_points", "warm_started", "imported_from", "ended"
+REPEATABLE = "repeatable"
 
 
 @dataclass(frozen=True)
@@ -40,6 +45,7 @@ class TrialRecord:
         result: the final report; None while it runs.
         started: when it was asked for.
         ended: when it was told; None while it runs.
+        imported_from: the search and the number whose result this is; empty for a trial of this search.
     """
 
     number: int
@@ -50,6 +56,7 @@ class TrialRecord:
     result: Report | None
     started: datetime
     ended: datetime | None
+    imported_from: str = ""
 
     @property
     def outcome(self) -> Outcome | None:
@@ -79,6 +86,10 @@ class StudyTable:
         references: what is measured without adapting, such as the bare base in each quantization.
         notes: what the user should know about the data.
         uid: of this search alone, whatever its name; MLflow runs are found by it.
+        imported: results of earlier searches; they teach the sampler and are no trials.
+        end: why there is nothing more to try; None where the budget decides.
+        data: which token rows and rungs its trials saw.
+        warmed: the results of the searches that `warm_start` names are in it.
     """
 
     search: SearchFile
@@ -86,6 +97,10 @@ class StudyTable:
     references: dict[str, dict[str, float]]
     notes: tuple[str, ...]
     uid: str = ""
+    imported: tuple[TrialRecord, ...] = ()
+    end: SearchEnd | None = None
+    data: Mapping[str, Any] = field(default_factory=dict)
+    warmed: bool = False
 
     @cached_property
     def counted(self) -> tuple[TrialRecord, ...]:
@@ -94,8 +109,8 @@ class StudyTable:
 
     @property
     def complete(self) -> tuple[TrialRecord, ...]:
-        """Trials at full fidelity."""
-        return tuple(trial for trial in self.trials if trial.state == "COMPLETE")
+        """Trials at full fidelity. A repeat that was told what its like had measured is not run, and is none."""
+        return tuple(t for t in self.trials if t.state == "COMPLETE" and t.outcome is not Outcome.NOT_RUN)
 
     @property
     def running(self) -> tuple[TrialRecord, ...]:
@@ -117,7 +132,7 @@ def read_study(path: Path) -> StudyTable:
                     f"{path} holds no search: its driver ended before it was set up; delete {path.parent}"
                 )
             search = SearchFile.model_validate(json.loads(attributes[SEARCH]))
-            trials = tuple(_trials(database))
+            found = tuple(_trials(database))
     except (sqlite3.Error, ValueError, KeyError) as error:
         raise StateUnreadable(f"{path} cannot be read: {error}") from error
     references = {
@@ -125,8 +140,18 @@ def read_study(path: Path) -> StudyTable:
         for key, value in sorted(attributes.items())
         if key.startswith(REFERENCE)
     }
-    uid = json.loads(attributes.get(UID, '""'))
-    return StudyTable(search, trials, references, tuple(json.loads(attributes.get(NOTES, "[]"))), uid)
+    end = json.loads(attributes.get(ENDED, "null"))
+    return StudyTable(
+        search,
+        tuple(trial for trial in found if not trial.imported_from),
+        references,
+        tuple(json.loads(attributes.get(NOTES, "[]"))),
+        json.loads(attributes.get(UID, '""')),
+        tuple(trial for trial in found if trial.imported_from),
+        SearchEnd.of(end) if end else None,
+        json.loads(attributes.get(DATA, "{}")),
+        WARMED in attributes,
+    )
 
 
 @contextmanager
@@ -138,7 +163,7 @@ def _open(path: Path) -> Iterator[sqlite3.Connection]:
 def _trials(database: sqlite3.Connection) -> Iterator[TrialRecord]:
     attributes: dict[int, dict[str, Any]] = {}
     for trial_id, key, value in database.execute("SELECT trial_id, key, value_json FROM trial_user_attributes"):
-        attributes.setdefault(trial_id, {})[key] = json.loads(value)
+        attributes.setdefault(trial_id, {})[key] = from_json(value)  # at 10,000 trials the half of the time of `json`
     query = "SELECT trial_id, number, state, datetime_start, datetime_complete FROM trials ORDER BY number"
     for trial_id, number, state, started, ended in database.execute(query):
         own = attributes.get(trial_id, {})
@@ -152,4 +177,5 @@ def _trials(database: sqlite3.Connection) -> Iterator[TrialRecord]:
             result=Report.from_json(own[RESULT]) if RESULT in own and state != "RUNNING" else None,
             started=datetime.fromisoformat(started),
             ended=datetime.fromisoformat(ended) if ended else None,
+            imported_from=own.get(IMPORTED_FROM, ""),
         )

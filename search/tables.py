@@ -20,6 +20,7 @@ from lorafront.spaces.objectives import Objective
 OWN_COLUMN = {"dropout", "learning_rate"}  # others that vary stand beside the label: 80 columns are few
 MOST_BESIDE = 2  # objectives
 MOST_FAILURES = 5  # shown one by one
+MOST_TRIALS = 200  # of the newest; drawing 10,000 rows takes rich five seconds, and nobody reads them
 LABELLED = {"rank", "alpha", "modules", "quantization"}  # what a configuration's label says already
 COMPACT: dict[str, Any] = {"box": SIMPLE_HEAD, "pad_edge": False, "padding": (0, 1, 0, 0)}  # 80 columns are few
 SHORT = {
@@ -171,12 +172,18 @@ def short(name: str) -> str:
 
 
 def trials_table(table: StudyTable) -> Table:
-    """Every trial and where it stands."""
+    """Every trial and where it stands; of very many the front, those that run, and the newest."""
     objectives = table.search.objective_list
-    shown = Table(title=f"Trials of {table.search.name}", title_justify="left", **COMPACT)
+    shown = Table(title=f"Trials of {table.search.name}", title_justify="left", caption_justify="left", **COMPACT)
     trial_columns(shown, objectives)
     members = {trial.number for trial in front_of(table)}
-    for trial in table.trials:
+    kept = table.trials
+    if len(table.trials) > MOST_TRIALS:
+        always = members | {trial.number for trial in table.running}
+        newest = {trial.number for trial in table.trials[-MOST_TRIALS:]}
+        kept = tuple(trial for trial in table.trials if trial.number in always | newest)
+        shown.caption = f"{len(table.trials) - len(kept):,} older trials are left out; --json has all"
+    for trial in kept:
         state = "front" if trial.number in members else trial.outcome.stored if trial.outcome else trial.state.lower()
         shown.add_row(
             str(trial.number), trial.lora.label if trial.lora else "", str(trial.last.rows if trial.last else 0),

@@ -128,3 +128,12 @@ def minimized(measurements: Mapping[str, object], objectives: Sequence[Objective
         for objective in objectives
         if isinstance(value := measurements.get(objective.name), (int, float))
     ]
+
+
+def broken_limit(limits: tuple[Limit, ...], known: Mapping[str, object]) -> str:
+    """The first limit that the measurements known so far break, with the value; empty where they break none."""
+    for limit in limits:
+        value = known.get(limit.name)
+        if isinstance(value, (int, float)) and not limit.holds(value):
+            return f"{limit.name} {value:g} breaks {limit}"
+    return ""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
@@ -27,17 +28,22 @@ class ModelFacts:
 
     Attributes:
         linears: name to (inputs, outputs) of every linear module, the head included.
-        biased: names of the modules that have a bias.
+        biases: name to number of elements of every bias that PEFT can train, those of the head included.
         positions: longest input that the model takes; None where it does not say.
         vocabulary: rows of the token embedding.
         parameters: number of parameters, tied ones once.
     """
 
     linears: dict[str, tuple[int, int]]
-    biased: frozenset[str]
+    biases: dict[str, int]
     positions: int | None
     vocabulary: int
     parameters: int
+
+    @cached_property
+    def biased(self) -> frozenset[str]:
+        """Names of the modules that have a bias, without the head: a new one is trained whatever `bias` says."""
+        return frozenset(name.rsplit(".", 1)[0] for name in self.biases if not is_head(name))
 
     def same_bias(self, bias: Bias, adapted: Collection[str]) -> Bias:
         """The least `bias` that trains the same as the given one where the modules of these names are adapted."""
@@ -69,8 +75,8 @@ def model_facts(config: PretrainedConfig, task: Task, labels: tuple[str, ...] = 
         ) from error
     return ModelFacts(
         linears=dict(_linears(model)),
-        # PEFT's own test: every parameter with `bias` in its name. A new head is trained whatever `bias` says.
-        biased=frozenset(n.rsplit(".", 1)[0] for n, _ in model.named_parameters() if "bias" in n and not is_head(n)),
+        # PEFT's own test: T5's `relative_attention_bias.weight` is none.
+        biases={name: p.numel() for name, p in model.named_parameters() if f".{name}".endswith(".bias")},
         positions=_positions(config),
         vocabulary=model.get_input_embeddings().weight.shape[0],
         parameters=sum(p.numel() for p in model.parameters()),

@@ -21,7 +21,8 @@ class Outcome(Enum):
     USER_ERROR = "failed with an error of its own"
     BAD_METRIC = "reported no finite value for an objective"
     INFRA_LOST = "its worker process was lost more often than is tried again"
-    NOT_RUN = "not run: the same as another trial, or its driver died before it was configured"
+    NOT_RUN = "not run: the same as another trial, known to break a limit, or its driver died before it was configured"
+    IMPORTED = "the result of an earlier search: it teaches the sampler and is no trial of this one"
 
     @property
     def stored(self) -> str:
@@ -36,12 +37,12 @@ class Outcome(Enum):
     @property
     def is_failure(self) -> bool:
         """True where the trial is told FAIL, so that no sampler learns from its values."""
-        return self not in {Outcome.COMPLETE, Outcome.STOPPED, Outcome.DIVERGED}
+        return self not in {Outcome.COMPLETE, Outcome.STOPPED, Outcome.DIVERGED, Outcome.IMPORTED}
 
     @property
     def counts(self) -> bool:
         """True where the trial spends budget."""
-        return self is not Outcome.NOT_RUN
+        return self not in {Outcome.NOT_RUN, Outcome.IMPORTED}
 
 
 def classify(error: BaseException) -> Outcome:

@@ -62,6 +62,23 @@ def toy_search(tmp_path: Path) -> str:
     return "toy"
 
 
+def test_an_exhausted_search_says_so(run: Run, tmp_path: Path) -> None:
+    """A search that has tried all that there is says that instead of how to go on."""
+    space = {"rank": [4, 8], "alpha": 8, "modules": "query", "quantization": "nf4", "dropout": 0.0, "bias": "none",
+             "learning_rate": 1e-3}  # fmt: skip
+    search = parse_search({"name": "small", "model": "m", "data": {"path": "d"}, "space": space})
+    paths = RootPaths(tmp_path / "runs").search("small")
+    paths.folder.mkdir(parents=True)
+    ledger = StudyLedger(paths.study_db, search, create=True)
+    while (asked := ledger.ask()) is not None:
+        session = ToySession(asked[1])
+        session.train(100)
+        ledger.tell(asked[0], Report(100, dict(session.evaluate()), Outcome.COMPLETE))
+    code, out, _ = run("status", "small")
+    assert code == 0
+    assert out.splitlines()[-1].startswith("the space is exhausted: ")
+
+
 def test_help_answers_at_once() -> None:
     """`--help` imports nothing heavy."""
     code = "import sys; sys.argv=['lorafront','--help']\nfrom lorafront.search.cli import main\ntry: main()\nexcept SystemExit: pass\nassert not {'torch','ray','optuna','mlflow','transformers','numpy'} & set(sys.modules)"  # noqa: E501

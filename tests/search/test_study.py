@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from lorafront.search.search_end import SearchEnd
 from lorafront.search.search_file import SearchFile, parse_search
 from lorafront.search.study import StudyLedger
 from lorafront.search.study_table import read_study
@@ -121,6 +122,75 @@ def test_equal_configurations_by_another_way_are_known(path: Path) -> None:
     assert asked is not None
     again = StudyLedger(path, search_file(space={"rank": 8, "alpha": {"absolute": 16}, **fixed}), create=False)
     assert again.ask() is None
+
+
+def test_a_repeat_by_other_values_is_told_what_its_like_measured(path: Path) -> None:
+    """Where two biases train the same, the sampler learns the result for both; no budget or front has it twice."""
+    space = {"rank": 8, "alpha": 16, "modules": "query", "quantization": "nf4", "dropout": 0.0, "learning_rate": 1e-3,
+             "bias": ["none", "lora_only", "all"]}  # fmt: skip
+    same = {"none": "none", "lora_only": "none", "all": "all"}
+
+    def canonical(lora: LoraConfiguration) -> LoraConfiguration:
+        return lora.model_copy(update={"bias": same[lora.bias]})
+
+    ledger = StudyLedger(path, search_file(space=space), create=True, canonical=canonical)
+    while (asked := ledger.ask()) is not None:
+        ledger.tell(asked[0], complete(asked[1]))
+    table = read_study(path)
+    assert len(table.counted) == len(table.complete) == ledger.recorded == 2
+    told = [trial for trial in ledger.study.trials if trial.state.name == "COMPLETE"]
+    by_bias = {trial.params["bias"]: trial.values for trial in told}
+    repeats = [trial for trial in table.trials if trial.outcome is Outcome.NOT_RUN]
+    assert repeats
+    assert {"none", "lora_only"} <= set(by_bias)
+    assert by_bias["none"] == by_bias["lora_only"]
+    assert len(told) - 2 == sum(trial.state == "COMPLETE" for trial in repeats)
+
+
+def test_an_exhausted_space_stays_exhausted(path: Path) -> None:
+    """The end has a name that readers see, and asking again, also from a new driver, writes nothing."""
+    space = {"rank": [4, 8], "modules": "query", "quantization": "nf4", "dropout": 0.0, "bias": "none", "alpha": 8,
+             "learning_rate": 1e-3}  # fmt: skip
+    ledger = StudyLedger(path, search_file(space=space), create=True)
+    while (asked := ledger.ask()) is not None:
+        ledger.tell(asked[0], complete(asked[1]))
+    before = read_study(path)
+    assert before.end is SearchEnd.SPACE_EXHAUSTED
+    again = StudyLedger(path, search_file(space=space), create=False)
+    assert ledger.ask() is None
+    assert again.ask() is None
+    assert read_study(path).trials == before.trials
+
+
+def test_the_last_configuration_of_a_space_is_found(path: Path) -> None:
+    """Uniform draws find what a sampler that learnt does not propose, so that no part of a space is left."""
+    space = {"rank": {"low": 1, "high": 60}, "alpha": 8, "modules": "query", "quantization": "nf4", "dropout": 0.0,
+             "bias": "none", "learning_rate": 1e-3}  # fmt: skip
+    ledger = StudyLedger(path, search_file(space=space), create=True)
+    ranks = []
+    while (asked := ledger.ask()) is not None:
+        ledger.tell(asked[0], complete(asked[1]))
+        ranks.append(asked[1].rank)
+    assert sorted(ranks) == list(range(1, 61))
+
+
+def test_what_is_known_to_break_a_limit_is_never_asked_for(path: Path) -> None:
+    """No trial has such a configuration, however few others there are; the proposals are in no count."""
+    search = search_file(constraints={"adapter_mb": "<= 0.02", "perplexity": "<= 1"}, space={"bias": "none"})
+
+    def known_before(lora: LoraConfiguration) -> dict[str, float]:
+        return {"adapter_mb": lora.rank * 0.004}
+
+    ledger = StudyLedger(path, search, create=True, known_before=known_before)
+    for _ in range(12):
+        number, lora = ledger.ask() or (-1, None)
+        assert lora is not None
+        ledger.tell(number, complete(lora))
+    table = read_study(path)
+    assert len(table.counted) == 12
+    assert {trial.lora.rank for trial in table.counted if trial.lora} == {4}
+    refused = [trial for trial in table.trials if trial.outcome is Outcome.NOT_RUN]
+    assert all("breaks adapter_mb <= 0.02" in trial.result.error for trial in refused if trial.result)
 
 
 def test_reopened_study_continues(path: Path) -> None:

@@ -15,7 +15,7 @@ from support import lora
 from lorafront.search.front import front_of
 from lorafront.search.search_file import parse_search
 from lorafront.search.study_table import StudyTable, TrialRecord
-from lorafront.search.tables import front_csv, front_table, number, summary, trials_table
+from lorafront.search.tables import MOST_TRIALS, front_csv, front_table, number, summary, trials_table
 from lorafront.spaces.lora import LoraConfiguration
 from lorafront.spaces.objectives import OBJECTIVES
 from lorafront.trainables.outcome import Outcome
@@ -88,6 +88,17 @@ DEFAULT = {"rank": 64, "alpha": 128.0, "modules": "attention+mlp", "quantization
            "bias": "lora_only", "learning_rate": 1.25e-4}  # fmt: skip
 EVERY = {**DEFAULT, "batch_size": 128, "gradient_accumulation": 16, "weight_decay": 0.01, "warmup": 0.05,
          "scheduler": "constant"}  # fmt: skip
+
+
+def test_of_very_many_trials_those_that_matter_are_drawn():
+    """The front, what runs and the newest are rows whatever their number, and the caption says how many are not."""
+    running = TrialRecord(3, "RUNNING", lora(), 1, (), None, NOW, None)
+    others = tuple(scored(n, 5.0 + n, 9.0) for n in range(4, 1004))
+    many = StudyTable(SEARCH, (scored(0, 3.0, 8.0), scored(1, 4.0, 9.0), running, *others), {}, ())
+    lines = drawn(trials_table(many))
+    numbers = [line.split()[0] for line in lines if line.split() and line.split()[0].isdigit()]
+    assert numbers == ["0", "3", *(str(n) for n in range(1004 - MOST_TRIALS, 1004))]
+    assert any(f"{1003 - MOST_TRIALS - 2} older trials are left out; --json has all" in line for line in lines)
 
 
 @pytest.mark.parametrize("changes", [DEFAULT, pytest.param(EVERY)], ids=["default", "every"])
