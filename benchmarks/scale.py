@@ -134,7 +134,7 @@ class Driven:
         trial_id, lora = next(iter(self.configurations.items()))
         del self.configurations[trial_id]
         first, *_, last = (json.dumps(measured(lora, rows).as_json()) for rows in RUNGS)
-        _, rung = timed(lambda: self.searcher.on_trial_result(trial_id, {REPORT: first}))
+        _, rung = timed(lambda: self.searcher.judge(trial_id, {REPORT: first}))
         _, end = timed(lambda: self.searcher.on_trial_complete(trial_id, {REPORT: last}))
         return {"rung": rung, "end": end, "ask": self.suggest()}
 
