@@ -169,10 +169,11 @@ class StudyLedger:
             self.references.add(key)
 
     def running(self) -> list[tuple[int, LoraConfiguration]]:
-        """Trials that were started and never told. Those that never got a configuration are told FAIL here."""
+        """Trials that were started and never told. Those that were not to be run are told FAIL here."""
         found = []
         for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            if study_table.CONFIGURATION in trial.user_attrs:
+            dropped = trial.user_attrs.get(study_table.OUTCOME) == Outcome.NOT_RUN.stored
+            if study_table.CONFIGURATION in trial.user_attrs and not dropped:
                 found.append((trial.number, LoraConfiguration(**trial.user_attrs[study_table.CONFIGURATION])))
             else:
                 self._end(
@@ -303,6 +304,7 @@ class StudyLedger:
         told what that one measured, so that the sampler learns it for these values too. The same values again teach
         nothing, and a sampler that counts observations would count one twice.
         """
+        trial.set_user_attr(study_table.OUTCOME, Outcome.NOT_RUN.stored)  # first: what has no outcome is run again
         trial.set_user_attr(study_table.CONFIGURATION, lora.model_dump(mode="json"))
         like = self._frozen(self.known[lora.fingerprint]) if lora.fingerprint in self.known else None
         if like is not None and like.state is TrialState.COMPLETE and like.params != trial.params:

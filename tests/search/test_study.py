@@ -147,6 +147,21 @@ def test_a_repeat_by_other_values_is_told_what_its_like_measured(path: Path) -> 
     assert len(told) - 2 == sum(trial.state == "COMPLETE" for trial in repeats)
 
 
+@pytest.mark.parametrize("written", [0, 1, 2])
+def test_a_proposal_that_is_refused_is_not_run_after_a_crash(path: Path, written: int) -> None:
+    """Whatever was written of a proposal that breaks a limit when its driver died, the next one does not run it."""
+    ledger = StudyLedger(path, search_file(), create=True)
+    trial = ledger.study.ask()
+    lora = ledger.search.space.ask(trial, ledger.search.training.defaults())
+    steps = [("outcome", Outcome.NOT_RUN.stored), ("configuration", lora.model_dump(mode="json"))]
+    for key, value in steps[:written]:
+        trial.set_user_attr(key, value)
+    again = StudyLedger(path, search_file(), create=False)
+    assert again.running() == []
+    (record,) = read_study(path).trials
+    assert (record.state, record.outcome, again.recorded) == ("FAIL", Outcome.NOT_RUN, 0)
+
+
 def test_an_exhausted_space_stays_exhausted(path: Path) -> None:
     """The end has a name that readers see, and asking again, also from a new driver, writes nothing."""
     space = {"rank": [4, 8], "modules": "query", "quantization": "nf4", "dropout": 0.0, "bias": "none", "alpha": 8,
