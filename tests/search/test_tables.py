@@ -96,7 +96,9 @@ def test_of_very_many_trials_those_that_matter_are_drawn():
     others = tuple(scored(n, 5.0 + n, 9.0) for n in range(4, 1004))
     many = StudyTable(SEARCH, (scored(0, 3.0, 8.0), scored(1, 4.0, 9.0), running, *others), {}, ())
     lines = drawn(trials_table(many))
-    numbers = [line.split()[0] for line in lines if line.split() and line.split()[0].isdigit()]
+    numbers = [
+        line.split()[0] for line in lines if line.split()[:1] and line.split()[0].isdigit() and "older" not in line
+    ]
     assert numbers == ["0", "3", *(str(n) for n in range(1004 - MOST_TRIALS, 1004))]
     assert any(f"{1003 - MOST_TRIALS - 2} older trials are left out; --json has all" in line for line in lines)
 
