@@ -23,7 +23,6 @@ from moocore import hypervolume, is_nondominated
 from optuna._gp import gp, prior
 from optuna.samplers import BaseSampler, RandomSampler
 from optuna.trial import TrialState
-from scipy.special import ndtr
 
 from lorafront.search import study_table
 from lorafront.spaces.lora import LoraConfiguration, LoraSpace
@@ -121,7 +120,11 @@ class History:
     def __init__(self, trials: Sequence[FrozenTrial], space: Sequence[Axis], search: SearchFile) -> None:
         """Read the trials of a study; those that failed only tell which configurations need no other try."""
         objectives = search.objective_list
-        rows, places, costs, final, pending = [], [], [], [], []
+        rows: list[int] = []
+        pending: list[int] = []
+        places: list[list[float]] = []
+        costs: list[list[float]] = []
+        final: list[float] = []
         observed: list[tuple[int, float, float]] = []
         for trial in trials:
             attributes = trial.user_attrs
@@ -142,12 +145,13 @@ class History:
                     last = value
                 if len(rest) == len(cost):
                     cost = rest
-            if attributes.get(study_table.OUTCOME) == Outcome.DIVERGED.stored:
+            outcome = attributes.get(study_table.OUTCOME)
+            if outcome == Outcome.DIVERGED.stored:
                 observed.append((index, float(attributes[study_table.RESULT]["rows"]), math.inf))
-            complete = trial.state == TrialState.COMPLETE
+            complete = trial.state == TrialState.COMPLETE and outcome != Outcome.NOT_RUN.stored
             if complete and not reports:  # observations from elsewhere have values only
-                values = [-v if o.direction == "maximize" else v for v, o in zip(trial.values, objectives, strict=True)]
-                last, cost = transformed(values[0], objectives[0].name), values[1:]
+                given = [-v if o.direction == "maximize" else v for v, o in zip(trial.values, objectives, strict=True)]
+                last, cost = transformed(given[0], objectives[0].name), given[1:]
                 rows.append(index)
             costs.append(cost)
             final.append(last if complete else math.nan)
@@ -161,8 +165,9 @@ class History:
         observed += [(index, self.full, final[index]) for index in rows]
         self.trial = np.array([i for i, _, _ in observed], dtype=int)
         self.rows = np.array([r for _, r, _ in observed], dtype=float)
-        value = np.array([v for _, _, v in observed], dtype=float)
-        self.value = np.where(np.isfinite(value), value, value.max(initial=0.0, where=np.isfinite(value)))
+        values = np.array([v for _, _, v in observed], dtype=float)
+        worst = max((v for _, _, v in observed if math.isfinite(v)), default=0.0)
+        self.value = np.where(np.isfinite(values), values, worst)
 
 
 def transformed(value: float, name: str) -> float:
@@ -248,7 +253,8 @@ class MultiFidelityGP(BaseSampler):
         found = np.stack(np.unravel_index(flat, sizes), axis=1)
         tried = {tuple(np.round(row, 6)) for row in history.configurations}
         fresh = [tuple(np.round(row, 6)) not in tried for row in self._places(found)]
-        return found[np.array(fresh, dtype=bool)]
+        untried: np.ndarray = found[np.array(fresh, dtype=bool)]
+        return untried
 
     def _places(self, candidates: np.ndarray) -> np.ndarray:
         return np.stack([axis.places[candidates[:, i]] for i, axis in enumerate(self._axes)], axis=1)
@@ -401,16 +407,19 @@ def improvement(
 def expected_improvement(mean: np.ndarray, deviation: np.ndarray, bound: float) -> np.ndarray:
     """float64[m]: E max(0, bound - y) of a normal y."""
     deviation = np.maximum(deviation, 1e-12)
-    z = (bound - mean) / deviation
+    z: np.ndarray = (bound - mean) / deviation
     density = np.exp(-0.5 * z * z) / math.sqrt(2 * math.pi)
-    return deviation * (z * ndtr(z) + density)
+    below: np.ndarray = torch.special.ndtr(torch.from_numpy(z)).numpy()
+    found: np.ndarray = deviation * (z * below + density)
+    return found
 
 
 def added_volume(costs: np.ndarray, members: np.ndarray, reference: np.ndarray) -> np.ndarray:
     """float64[m]: volume that the costs dominate up to the reference and no member does."""
     if costs.shape[1] == 1:
         best = min([float(reference[0]), *members[:, 0].tolist()])
-        return np.maximum(0.0, best - costs[:, 0])
+        width: np.ndarray = np.maximum(0.0, best - costs[:, 0])
+        return width
     held = hypervolume(members, ref=reference) if len(members) else 0.0
     return np.array(
         [
