@@ -1,10 +1,10 @@
 """The sampler `mfgp`: one Gaussian process over (configuration, rows seen), fitted on every rung of every trial.
 
 Only the first objective is uncertain. What a trial costs is nearly a function of its configuration, so the other
-objectives are believed at the mean of a process of their own, or exactly where they are known. The expected hypervolume
-improvement at full fidelity is then a closed form: a sum of widths times expected improvements over the steps of the
-front's staircase. Trials that run are believed at their mean. Candidates are the whole discrete space times a grid of
-the continuous parameters, or a draw of it where it is large.
+objectives of a candidate are believed at the mean of a process of their own. The expected hypervolume improvement at
+full fidelity is then a closed form: a sum of widths times expected improvements over the steps of the front's
+staircase. Trials that run are believed at their mean. Candidates are the whole discrete space times a grid of the
+continuous parameters, or a draw of it where it is large.
 
 The process is Optuna's (Matern 5/2, one length scale per parameter). Shape legend: n observations, m candidates,
 d parameters, k objectives.
@@ -21,10 +21,11 @@ import numpy as np
 import torch
 from moocore import hypervolume, is_nondominated
 from optuna._gp import gp, prior
-from optuna.samplers import BaseSampler, RandomSampler
+from optuna.samplers import RandomSampler
 from optuna.trial import TrialState
 
 from lorafront.search import study_table
+from lorafront.search.samplers import OneByOne
 from lorafront.spaces.lora import LoraConfiguration, LoraSpace
 from lorafront.spaces.modules import GROUPS
 from lorafront.spaces.objectives import minimized
@@ -181,7 +182,7 @@ def encode(lora: LoraConfiguration, space: Sequence[Axis]) -> list[float]:
     return [axis.place(values[axis.name]) for axis in space]
 
 
-class MultiFidelityGP(BaseSampler):
+class MultiFidelityGP(OneByOne):
     """See the module."""
 
     def __init__(self, search: SearchFile, seed: int) -> None:
@@ -193,24 +194,12 @@ class MultiFidelityGP(BaseSampler):
         self._quality: gp.GPRegressor | None = None
         self._costs: list[gp.GPRegressor | None] = [None] * (len(search.objective_list) - 1)
 
-    def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        """Every parameter that is searched; the distributions are made when they are asked for."""
-        del study, trial
-        return {}
-
     def before_trial(self, study: Study, trial: FrozenTrial) -> None:
         """Choose the configuration of the trial."""
         self._chosen: dict[str, Any] = {}
         if "fixed_params" not in trial.system_attrs:
             others = [other for other in study.get_trials(deepcopy=False) if other.number != trial.number]
             self._chosen = self.propose(History(others, self._axes, self._search)) or {}
-
-    def sample_relative(
-        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
-    ) -> dict[str, Any]:
-        """Nothing: see `sample_independent`."""
-        del study, trial, search_space
-        return {}
 
     def sample_independent(
         self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
@@ -222,7 +211,8 @@ class MultiFidelityGP(BaseSampler):
 
     def propose(self, history: History) -> dict[str, Any] | None:
         """The configuration with the greatest expected hypervolume improvement; None where nothing was learnt yet."""
-        if len(set(history.trial)) < BEGIN or not self._axes:
+        measured = np.isfinite(history.costs).all(axis=1)  # functions of the user are, at full fidelity only
+        if min(len(set(history.trial)), measured.sum()) < BEGIN or not self._axes:
             return None
         candidates = self._candidates(history)
         if not len(candidates):

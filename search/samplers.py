@@ -51,7 +51,23 @@ def _mfgp(search: SearchFile, seed: int) -> BaseSampler:
     return MultiFidelityGP(search, seed)
 
 
-class InOrder(BaseSampler):
+class OneByOne(BaseSampler):
+    """A sampler that answers for each parameter by itself, in `sample_independent`."""
+
+    def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        """None: no parameters are sampled together."""
+        del study, trial
+        return {}
+
+    def sample_relative(
+        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        """None."""
+        del study, trial, search_space
+        return {}
+
+
+class InOrder(OneByOne):
     """Counts through the space, the last parameter fastest. After the last configuration it starts over."""
 
     def __init__(self, sizes: dict[str, int], start: int = 0) -> None:
@@ -67,18 +83,6 @@ class InOrder(BaseSampler):
         """Move on, unless the configuration was given from outside."""
         del study
         self._next += "fixed_params" not in trial.system_attrs
-
-    def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        """None: every parameter stands for itself."""
-        del study, trial
-        return {}
-
-    def sample_relative(
-        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
-    ) -> dict[str, Any]:
-        """None."""
-        del study, trial, search_space
-        return {}
 
     def sample_independent(
         self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution

@@ -102,3 +102,22 @@ def test_it_finds_a_better_front_than_it_began_with(tmp_path: Path):
     reference = np.max(points, axis=0) + 0.1
     assert len(encoded) == 20
     assert hypervolume(np.array(points), ref=reference) > 1.2 * hypervolume(np.array(points[:5]), ref=reference)
+
+
+def test_what_is_measured_at_the_end_only_holds_no_question_up(tmp_path: Path):
+    """While no trial has reached the end, where a function of the user's is called, it still proposes."""
+    search = parse_search(
+        {
+            "name": "n",
+            "model": "m",
+            "data": {"path": "d"},
+            "sampler": "mfgp",
+            "start_points": {"recommended": False},
+            "objectives": ["perplexity", "my_metrics:length"],
+        }
+    )
+    ledger = StudyLedger(tmp_path / "study.db", search, create=True)
+    for _ in range(6):
+        number, _lora = ledger.ask() or pytest.fail("the space is not exhausted")
+        ledger.record_rung(number, Report(32, {"perplexity": 9.0 + number}))
+    assert len(ledger.running()) == 6
