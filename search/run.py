@@ -9,13 +9,10 @@ from __future__ import annotations
 import lorafront.search.environment  # isort: skip  # noqa: F401  # before Ray and MLflow
 
 import contextlib
-import logging
-import os
 import shutil
 import signal
-import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +21,7 @@ from lorafront.search.front import as_json, front_of
 from lorafront.search.ownership import owned
 from lorafront.search.paths import RootPaths, SearchPaths
 from lorafront.search.progress import Observer, Silent, last_line
+from lorafront.search.ray_cluster import ray_cluster, resources_per_trial, workers
 from lorafront.search.search_file import SearchFile
 from lorafront.search.stopping import RULES, StoppingRule
 from lorafront.search.study_table import StudyTable, read_study
@@ -36,8 +34,6 @@ if TYPE_CHECKING:
     from lorafront.search.preflight import Prepared
     from lorafront.search.study import StudyLedger
     from lorafront.spaces.lora import LoraConfiguration
-
-SOCKET_ROOM = 20  # characters of a temporary folder; Ray puts sockets below it, whose names have a limit of 107
 
 
 def run_search(
@@ -65,14 +61,14 @@ def run_search(
         Incomplete: it was interrupted; `resume_search` goes on.
     """
     paths = root.search(search.name)
-    with claimed(paths):
+    with claimed(paths), ray_cluster() as ray_up:
         from lorafront.search.preflight import check
 
         prepared = check(search, root, near or Path.cwd())
         tracking = _tracking(prepared.search, root)
         write_text(paths.search_yaml, text or search.model_dump_json(indent=2, exclude_none=True))
         prepared.store()
-        return _drive(prepared, paths, observer or Silent(), tracking, engine, create=True)
+        return _drive(prepared, paths, observer or Silent(), tracking, engine, ray_up, create=True)
 
 
 def resume_search(
@@ -85,13 +81,14 @@ def resume_search(
         SearchOwned: its driver is alive.
     """
     paths = root.existing(name)
-    with owned(paths):  # before the heavy imports, so that a second driver is refused at once
+    with owned(paths), ray_cluster() as ray_up:  # both before the heavy imports; a second driver is refused at once
         from lorafront.search.preflight import check
 
         earlier = read_study(paths.study_db)
         prepared = check(earlier.search, root, paths.folder, warm=not earlier.warmed)
         prepared.store()
-        return _drive(prepared, paths, observer or Silent(), _tracking(prepared.search, root), engine, create=False)
+        tracking = _tracking(prepared.search, root)
+        return _drive(prepared, paths, observer or Silent(), tracking, engine, ray_up, create=False)
 
 
 def _tracking(search: SearchFile, root: RootPaths) -> mlflow_tracker.Tracking:
@@ -144,6 +141,7 @@ def _drive(
     observer: Observer,
     tracking: mlflow_tracker.Tracking,
     engine: str,
+    ray_up: Callable[[], Path],
     *,
     create: bool,
 ) -> StudyTable:
@@ -176,7 +174,7 @@ def _drive(
             observer.said(f"{tracking.problem}; its runs are written when it answers again")
         with interruptible(stop, observer), mlflow_tracker.following(tracking, paths, observer.said):
             if not spent:
-                _tune(prepared, paths, ledger, observer, unfinished, epoch, engine, stop)
+                _tune(prepared, paths, ledger, observer, unfinished, epoch, engine, ray_up, stop)
             table = read_study(paths.study_db)
             write_front(table, paths)
     except KeyboardInterrupt:
@@ -212,6 +210,7 @@ def _tune(
     unfinished: list[tuple[int, LoraConfiguration]],
     epoch: int,
     engine: str,
+    ray_up: Callable[[], Path],
     stop: threading.Event,
 ) -> None:
     from ray.tune import TuneError
@@ -244,14 +243,13 @@ def _tune(
         unfinished=unfinished,
         rule=make_rule(prepared.search, read_study(paths.study_db)),
     )
-    with ray_cluster() as scratch, interruptible(stop, observer):  # again, because ray.init sets its own
-        tuner = _tuner(searcher, ParetoScheduler(searcher), prepared.search, scratch)
-        try:
-            tuner.fit()
-        except TuneError as error:  # the study could not be written, or Ray itself broke
-            raise Incomplete(
-                f"the search stopped: {last_line(str(error))}; mend that and go on with: lorafront resume {paths.name}"
-            ) from error
+    tuner = _tuner(searcher, ParetoScheduler(searcher), prepared.search, ray_up())
+    try:
+        tuner.fit()
+    except TuneError as error:  # the study could not be written, or Ray itself broke
+        raise Incomplete(
+            f"the search stopped: {last_line(str(error))}; mend that and go on with: lorafront resume {paths.name}"
+        ) from error
     if ledger.end is not None:
         observer.said(f"{ledger.end.value}; the search ends before its budget")
 
@@ -297,61 +295,6 @@ def _adopt(old: Path, new: Path) -> None:
     """Copy an earlier epoch's checkpoints: what an old worker still writes goes where nobody looks."""
     if old.is_dir() and not new.exists():
         shutil.copytree(old, new)
-
-
-def resources_per_trial(search: SearchFile) -> dict[str, float]:
-    """What Ray reserves for one trial: CPU cores, and GPUs where there are any."""
-    import torch
-
-    resources: dict[str, float] = {"cpu": search.resources.cpus_per_trial}
-    if torch.cuda.is_available():
-        resources["gpu"] = 1.0 if search.resources.gpus_per_trial is None else search.resources.gpus_per_trial
-    return resources
-
-
-def workers(search: SearchFile) -> int:
-    """How many trials run at once: as many as Ray's resources hold, `max_concurrent` at most."""
-    import ray
-
-    total, each = ray.cluster_resources(), resources_per_trial(search)
-    room = int(total.get("CPU", 0) // each["cpu"])
-    if "gpu" in each:
-        per_gpu = 1 // each["gpu"]  # shares do not reach across GPUs
-        fit = total.get("GPU", 0) * per_gpu if per_gpu else total.get("GPU", 0) // each["gpu"]
-        room = min(room, int(fit))
-    return max(1, min(room, search.resources.max_concurrent or room))
-
-
-@contextlib.contextmanager
-def ray_cluster() -> Iterator[Path]:
-    """A Ray of our own on this machine, loopback only, while the block runs; one that is there already is used.
-
-    Yields:
-        A private scratch folder for what Ray Tune writes and nobody reads.
-    """
-    import ray
-
-    short = "/tmp" if len(tempfile.gettempdir()) > SOCKET_ROOM and os.path.isdir("/tmp") else None  # noqa: S108, PTH112
-    scratch = Path(tempfile.mkdtemp(prefix="lf-", dir=short))
-    started = not ray.is_initialized()
-    try:
-        if started:
-            ray.init(
-                address="local",  # whatever RAY_ADDRESS says: a search in one process tree is what was asked for
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                configure_logging=True,
-                _temp_dir=str(scratch / "ray"),
-                _node_ip_address="127.0.0.1",
-            )
-        for name in ("ray", "ray.tune", "ray.train"):
-            logging.getLogger(name).setLevel(logging.CRITICAL)  # what went wrong with a trial is told by the observer
-        yield scratch / "tune"
-    finally:
-        if started:
-            ray.shutdown()
-        shutil.rmtree(scratch, ignore_errors=True)
 
 
 @contextlib.contextmanager

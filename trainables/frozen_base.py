@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from lorafront.spaces.lora import LoraConfiguration
+    from lorafront.trainables.memory_meter import Memory
     from lorafront.trainables.task import Task
 
 SHARE_OF_MEMORY = 1 / 8  # of the machine, for the bases that processes without a GPU keep between trials
@@ -53,6 +54,7 @@ class FrozenBase:
         self.key = base_key(model, task, quantization, labels)
         self.task = task
         self.references: dict[Path, dict[str, float]] = {}  # evaluation of the bare base, by token file
+        self.probes: dict[tuple[object, ...], Memory] = {}  # peak memory of trials, by all that has a size
         self.device = device()
         self.dtype = compute_dtype(quantization, self.device)
         attention = None if model.attention == "auto" else model.attention

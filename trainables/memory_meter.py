@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import psutil
@@ -39,6 +39,10 @@ class Memory:
     reserved: int
     process: int
     source: str
+
+    def in_this_process(self) -> Memory:
+        """The same peak with what the process holds now; a GPU's is left as it was measured."""
+        return self if self.source == CUDA else replace(self, process=psutil.Process().memory_info().rss)
 
     def metrics(self) -> Measurements:
         """In GiB, as reported; only what this kind of device has."""

@@ -14,6 +14,7 @@ from support import TINY_LLAMA, MakeTrial
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from lorafront.spaces.quantization import bitsandbytes_arguments
+from lorafront.trainables.config import TrialConfig
 from lorafront.trainables.data import TokenData
 from lorafront.trainables.frozen_base import BaseCache
 from lorafront.trainables.peft_session import PeftSession, open_session
@@ -175,6 +176,35 @@ def test_more_adapter_needs_more_memory(make_trial: MakeTrial, bases: BaseCache)
     assert many == 8 * few
     assert low < high
     assert measure(rank=4, quantization="nf4")[1] < low
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"rank": 32},
+        {"dropout": 0.1},
+        {"modules": "mlp"},
+        {"bias": "all"},
+        {"batch_size": 8},
+        {"gradient_accumulation": 2},
+        {"training": {"gradient_checkpointing": True}},
+        {"learning_rate": 0.1, "alpha": 3, "weight_decay": 0.5, "warmup": 0.5, "scheduler": "constant"},
+        {"seed": 5},
+    ],
+    ids=str,
+)
+@pytest.mark.skipif(torch.cuda.is_available(), reason="on CUDA every trial is measured")
+def test_peaks_on_a_used_base_are_those_of_a_fresh_one(make_trial: MakeTrial, changes: dict[str, Any]) -> None:
+    """Whatever a base remembers of earlier trials' memory, a trial reports what it would in a process of its own."""
+
+    def peak(trial: TrialConfig, bases: BaseCache) -> int:
+        session = open_session(trial, bases)
+        session.close()
+        return session.memory.allocated
+
+    used = BaseCache()
+    peak(make_trial(), used)
+    assert peak(make_trial(**changes), used) == peak(make_trial(**changes), BaseCache())
 
 
 def test_probing_memory_leaves_no_trace(make_trial: MakeTrial, bases: BaseCache) -> None:
