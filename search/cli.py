@@ -1,7 +1,7 @@
 """The command line: parses, calls, prints, and sets the exit code. Nothing else in the project prints.
 
 Exit codes: 0 done; 2 bad input; 3 owned by another driver; 4 no feasible front; 5 incomplete but resumable; 6 state
-that cannot be read.
+that cannot be read; 130 ended at once by a second signal, resumable as well.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lorafront.spaces.errors import InvalidInput, LorafrontError, NoFront, SearchOwned, StateUnreadable
+from lorafront.spaces.errors import InvalidInput, LorafrontError, NoFront, StateUnreadable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -112,6 +112,56 @@ def resume(name: Name, root: Root = None) -> None:
     _conclude(resume_search(name, _root(root), _observer()), _root(root), time.monotonic() - start)
 
 
+@app.command()
+def stop(
+    name: Name,
+    now: Annotated[bool, typer.Option("--now", help="Do not wait for rungs: save at the next optimizer step.")] = False,
+    trial: Annotated[int | None, typer.Option(min=0, help="End this trial alone, for good, at its next rung.")] = None,
+    root: Root = None,
+) -> None:
+    """Stop a search that runs: no new trials, those that run leave at their next rung; `resume` goes on."""
+    from lorafront.search.requests import Request, send
+
+    table, paths = _study(name, root)
+    if trial is not None and now:
+        raise InvalidInput("a single trial ends at its next rung; give --trial or --now")
+    if trial is not None and trial not in {running.number for running in table.running}:
+        ended = {t.number: t.outcome.value for t in table.trials if t.outcome is not None}
+        raise InvalidInput(f"trial {trial} does not run: {ended.get(trial, 'there is no trial of that number')}")
+    request = Request(kind="stop", now=now) if trial is None else Request(kind="cancel", trial=trial)
+    if not send(paths, request):
+        typer.echo(f"no process runs {name}, so there is nothing to stop")
+    elif trial is not None:
+        typer.echo(f"trial {trial} of {name} ends at its next rung; the search goes on")
+    else:
+        how = "at the next optimizer step" if now else "at their next rung"
+        typer.echo(f"{name} stops: no new trials, those that run leave {how}; go on with: lorafront resume {name}")
+
+
+@app.command()
+def extend(
+    name: Name,
+    trials: Annotated[int | None, typer.Option(min=1, help="So many more trials.")] = None,
+    gpu_hours: Annotated[float | None, typer.Option(help="So many more hours of GPUs.")] = None,
+    hours: Annotated[float | None, typer.Option(help="So many more hours.")] = None,
+    root: Root = None,
+) -> None:
+    """Give a search more budget and go on with it; one that runs just goes on."""
+    from lorafront.search.budget import extended, shown
+    from lorafront.search.requests import Request, send
+    from lorafront.search.run import resume_search
+
+    start = time.monotonic()
+    table, paths = _study(name, root)
+    asked = {"trials": trials, "gpu_hours": gpu_hours, "hours": hours}
+    more = {limit: value for limit, value in asked.items() if value is not None}
+    budget = extended(table.search.budget, more, table.spent)
+    if send(paths, Request(kind="extend", budget=budget)):
+        typer.echo(f"{name} goes on: {shown(budget, table.spent)}")
+    else:
+        _conclude(resume_search(name, _root(root), _observer(), budget=budget), _root(root), time.monotonic() - start)
+
+
 @app.command(name="list")
 def list_searches(root: Root = None, as_json: Json = False) -> None:
     """List the searches."""
@@ -148,10 +198,11 @@ def list_searches(root: Root = None, as_json: Json = False) -> None:
 @app.command()
 def status(name: Name, root: Root = None, as_json: Json = False) -> None:
     """Show every trial of a search and where it stands."""
-    from lorafront.search.ownership import owned
+    from lorafront.search.ownership import is_driven
     from lorafront.search.tables import failure_lines, summary, trials_table
 
     table, paths = _study(name, root)
+    driven = is_driven(paths)
     if as_json:
         rows = [
             {
@@ -167,18 +218,18 @@ def status(name: Name, root: Root = None, as_json: Json = False) -> None:
         ]
         typer.echo(json.dumps(rows, indent=2))
         return
-    _console().print(trials_table(table))
+    _console().print(trials_table(table, driven=driven))
     typer.echo(summary(table))
     for line in failure_lines(table):
         typer.echo(line)
-    if table.end is not None:
+    if driven:
+        typer.echo("a process runs this search now")
+    elif table.over:
+        typer.echo(f"the budget is spent: {table.over}; more of it with: lorafront extend {name}")
+    elif table.end is not None:
         typer.echo(table.end.value)
-    elif len(table.counted) < table.search.budget.trials:
-        try:
-            with owned(paths):
-                typer.echo(f"no process runs this search; go on with: lorafront resume {name}")
-        except SearchOwned:
-            typer.echo("a process runs this search now")
+    else:
+        typer.echo(f"no process runs this search; go on with: lorafront resume {name}")
 
 
 @app.command()

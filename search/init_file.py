@@ -61,7 +61,7 @@ early_stopping: off             # or rungs: trials that are behind end at a rung
 # start_points: [{{rank: 16, alpha: {{ratio: 2}}, modules: attention, quantization: nf4}}]
 # warm_start: [an-earlier-search]       # its results teach the sampler; same model, data, length and objectives
 
-budget: {{trials: 32}}           # hours: 8 stops starting trials after so long
+budget: {{trials: 32}}           # also hours: 8, gpu_hours: 20; whichever comes first
 resources: {{gpus_per_trial: 0.25, cpus_per_trial: 1}}   # sixteenths of a GPU; without a GPU trials run on CPU cores
 # tracking: {{uri: "http://127.0.0.1:5000", required: false}}   # default: SQLite beside the searches
 seed: 0

@@ -95,8 +95,16 @@ def _unreachable(uri: str) -> str:
 
 
 @contextmanager
-def following(tracking: Tracking, paths: SearchPaths, say: Callable[[str], None]) -> Iterator[None]:
-    """Project the study into MLflow while the block runs, and once more at its end; says if that one failed."""
+def following(
+    tracking: Tracking,
+    paths: SearchPaths,
+    say: Callable[[str], None],
+    patience: Callable[[float], float] = lambda seconds: seconds,
+) -> Iterator[None]:
+    """Project the study into MLflow while the block runs, and once more at its end; says if that one failed.
+
+    `patience` shortens the seconds that the last projection may take.
+    """
     stop = threading.Event()
     failures: list[str] = []
     thread = threading.Thread(target=_follow, args=(tracking, paths, stop, failures), name="mlflow", daemon=True)
@@ -105,7 +113,7 @@ def following(tracking: Tracking, paths: SearchPaths, say: Callable[[str], None]
         yield
     finally:
         stop.set()
-        thread.join(GOODBYE_SECONDS)
+        thread.join(patience(GOODBYE_SECONDS))
         if thread.is_alive() or failures:
             reason = failures[-1] if failures else "it takes too long"
             say(f"MLflow does not have all runs ({reason}); write them with: lorafront mlflow-sync {paths.name}")
@@ -278,8 +286,7 @@ class Projection:
         for file in (self.paths.front_json, self.paths.front_png):
             if file.is_file():
                 client.log_artifact(self._parent, str(file))
-        spent = len(table.counted) >= table.search.budget.trials
-        client.set_terminated(self._parent, "KILLED" if table.running and not spent else "FINISHED")
+        client.set_terminated(self._parent, "KILLED" if table.running and not table.over else "FINISHED")
 
 
 def _metrics(trial: TrialRecord) -> Iterator[Any]:

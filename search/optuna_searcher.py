@@ -7,7 +7,6 @@ Every result is in the study before anyone else hears of it. Runs in the driver'
 from __future__ import annotations
 
 import json
-import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,6 +14,7 @@ from typing import Any
 
 from ray.tune.search import Searcher
 
+from lorafront.search.control import Steering, Unsteered
 from lorafront.search.progress import Observer
 from lorafront.search.ray_trainable import REPORT
 from lorafront.search.stopping import Never, StoppingRule
@@ -39,7 +39,7 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]  # Ray is untyped
         *,
         unfinished: list[tuple[int, LoraConfiguration]],
         rule: StoppingRule | None = None,
-        clock: Callable[[], float] = time.monotonic,
+        steering: Steering | None = None,
     ) -> None:
         """Set up; nothing is asked yet.
 
@@ -50,7 +50,7 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]  # Ray is untyped
             observer: hears of every event.
             unfinished: trials to run again under their own numbers.
             rule: which trials end before full fidelity; none is none.
-            clock: seconds.
+            steering: says when no trial may start any more; none is never.
         """
         super().__init__(metric="training_iteration", mode="max")  # Ray wants one; nothing here reads it
         self.ledger = ledger
@@ -62,8 +62,7 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]  # Ray is untyped
         self._rule = rule or Never()
         self._running: dict[str, int] = {}
         self._losses: Counter[int] = Counter()
-        self._clock = clock
-        self._started = clock() - ledger.lived  # `hours` are those of all drivers together
+        self._steering = steering or Unsteered()
 
     def __getstate__(self) -> dict[str, Any]:
         """Ray pickles the searcher into files that we never read: the study is the state."""
@@ -76,13 +75,18 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]  # Ray is untyped
         """Nothing to restore: the study is the state."""
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
-        """The next trial; FINISHED where the budget is spent or the space has no more."""
+        """The next trial; None where there may be one later; FINISHED where there will be none."""
+        if self._steering.stopping:
+            return str(Searcher.FINISHED)
         if self._queue:
             number, lora = self._queue.pop(0)
+        elif self._is_spent():
+            waits = self._running and self._steering.may_grow
+            return None if waits else str(Searcher.FINISHED)
         else:
-            asked = None if self._is_spent() else self.ledger.ask()
+            asked = self.ledger.ask()
             if asked is None:
-                self.exhausted = self.exhausted or not self._is_spent()
+                self.exhausted = True
                 return str(Searcher.FINISHED)
             number, lora = asked
         config = self._dispatch(number, lora)  # adopts checkpoints of an older epoch, so before the epoch moves on
@@ -92,10 +96,7 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]  # Ray is untyped
         return config
 
     def _is_spent(self) -> bool:
-        budget = self.ledger.search.budget
-        if budget.hours is not None and self._clock() - self._started > budget.hours * 3600:
-            return True
-        return self.ledger.recorded + len(self._running) >= budget.trials
+        return self.ledger.recorded + len(self._running) >= self.ledger.search.budget.trials
 
     def judge(self, trial_id: str, result: dict[str, Any]) -> bool:
         """Hear of a rung: record it unless it is the end, and say whether the trial ends here, by itself or by us."""
@@ -103,7 +104,7 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]  # Ray is untyped
         if number is None or REPORT not in result:
             return True
         report = Report.from_json(json.loads(result[REPORT]))
-        if report.outcome is not None:
+        if report.outcome is not None or report.paused:
             return True
         values = self.ledger.record_rung(number, report)
         self.observer.reported(number, report)
@@ -123,13 +124,15 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]  # Ray is untyped
         if number is None:
             return
         if result and REPORT in result and not error:
-            report = Report.from_json(json.loads(result[REPORT]))
-            report = report if report.outcome else replace(report, outcome=Outcome.STOPPED)
+            reports = [Report.from_json(json.loads(result[REPORT]))]
         else:
-            *rungs, report = self._recover(number) or [Report(0, {}, Outcome.INFRA_LOST, "the worker process died")]
-            for rung in rungs:
-                self.ledger.record_rung(number, rung)
-        if report.outcome is Outcome.COMPLETE:
-            self.ledger.record_rung(number, report)
-        self.ledger.keep_lived(self._clock() - self._started)
-        self.observer.reported(number, self.ledger.tell(number, report))
+            reports = self._recover(number) or [Report(0, {}, Outcome.INFRA_LOST, "the worker process died")]
+        for report in reports:
+            if report.at_rung:
+                self.ledger.record_rung(number, report)
+        last = reports[-1]
+        if last.paused:
+            self.observer.reported(number, last)
+            return  # unfinished in the study: `resume` goes on with it
+        last = last if last.outcome else replace(last, outcome=Outcome.STOPPED)
+        self.observer.reported(number, self.ledger.tell(number, last))

@@ -10,6 +10,8 @@ from filelock import FileLock, Timeout
 from lorafront.search.paths import SearchPaths
 from lorafront.spaces.errors import SearchOwned
 
+PROBE_SECONDS = 0.5  # `is_driven` holds the lock for a moment; a driver that starts just then waits so long
+
 
 @contextmanager
 def owned(paths: SearchPaths) -> Iterator[None]:
@@ -18,7 +20,7 @@ def owned(paths: SearchPaths) -> Iterator[None]:
     Raises:
         SearchOwned: another driver is alive.
     """
-    lock = FileLock(paths.driver_lock, timeout=0)
+    lock = FileLock(paths.driver_lock, timeout=PROBE_SECONDS)
     try:
         lock.acquire()
     except Timeout as error:
@@ -29,3 +31,14 @@ def owned(paths: SearchPaths) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def is_driven(paths: SearchPaths) -> bool:
+    """True where a driver of the search is alive."""
+    lock = FileLock(paths.driver_lock, timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        return True
+    lock.release()
+    return False

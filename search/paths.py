@@ -5,6 +5,8 @@ ROOT/tokens/                              token rows, shared by searches
 ROOT/NAME/search.yaml                     the file as the user wrote it
 ROOT/NAME/study.db                        Optuna storage: the only source of truth
 ROOT/NAME/driver.lock                     held by the living driver
+ROOT/NAME/control/request-….json          what `stop` and `extend` ask of the living driver (search/requests.py)
+ROOT/NAME/control/epoch-E/, cancel-NNNNN  what that driver asks of its trials (trainables/orders.py)
 ROOT/NAME/trials/NNNNN/epoch-E/           one trial's checkpoints and result (trainables/trial.py)
 ROOT/NAME/front.png, front.json           written when the search ends
 """
@@ -18,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lorafront.spaces.errors import InvalidInput, Problem, SearchNotFound, did_you_mean
+from lorafront.trainables.orders import OrderFolder
 from lorafront.trainables.trial import TrialFolder
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
@@ -135,6 +138,15 @@ class SearchPaths:
     def driver_lock(self) -> Path:
         """Held by the living driver."""
         return self.folder / "driver.lock"
+
+    @property
+    def control(self) -> Path:
+        """Requests to the driver, and its orders."""
+        return self.folder / "control"
+
+    def orders(self, epoch: int) -> OrderFolder:
+        """What the driver of that epoch asks of its trials."""
+        return OrderFolder(self.control / f"epoch-{epoch}")
 
     @property
     def front_png(self) -> Path:

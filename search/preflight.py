@@ -431,6 +431,8 @@ def _notes(search: SearchFile, rungs: tuple[int, ...], rows_per_step: int) -> li
         notes.append(
             "no GPU on this machine: trials run on CPU cores, and peak VRAM is the count of live tensor storages"
         )
+    if search.budget.gpu_hours is not None and not gpu:
+        notes.append("no GPU on this machine: budget.gpu_hours counts the hours of workers, each as one")
     if not gpu and "fp16" in values_of(search.space.quantization):
         notes.append("fp16 products are emulated on a CPU, several times slower than bf16")
     warmups = values_of(search.space.warmup) if search.space.warmup is not None else [search.training.warmup]

@@ -32,11 +32,14 @@ class Observer(Protocol):
     def begun(self, search: SearchFile, rungs: tuple[int, ...], recorded: int) -> None:
         """The search starts, or goes on with so many trials recorded."""
 
+    def extended(self, search: SearchFile) -> None:
+        """The budget has grown."""
+
     def started(self, number: int, lora: LoraConfiguration) -> None:
         """A trial was handed to a worker."""
 
     def reported(self, number: int, report: Report) -> None:
-        """A trial reached a rung or ended."""
+        """A trial reached a rung, ended, or was paused."""
 
     def said(self, message: str) -> None:
         """Something that a user should know."""
@@ -49,6 +52,9 @@ class Silent:
     """An observer that shows nothing."""
 
     def begun(self, search: SearchFile, rungs: tuple[int, ...], recorded: int) -> None:
+        """Nothing."""
+
+    def extended(self, search: SearchFile) -> None:
         """Nothing."""
 
     def started(self, number: int, lora: LoraConfiguration) -> None:
@@ -80,6 +86,11 @@ class PlainLines:
         self._already = recorded
         self._say(f"search {search.name}: {self._budget} trials, rungs at {', '.join(map(str, rungs))} rows")
 
+    def extended(self, search: SearchFile) -> None:
+        """The new number of trials."""
+        self._budget = search.budget.trials
+        self._say(f"the budget has grown: {self._budget} trials")
+
     def started(self, number: int, lora: LoraConfiguration) -> None:
         """Its label."""
         self._labels[number] = lora.label
@@ -97,6 +108,8 @@ class PlainLines:
                 line += f": {last_line(report.error)}"
             left = time_left(self._clock() - self._start, self._done - self._already, self._budget - self._done)
             line += f" [{self._done}/{self._budget}, {left}]"
+        elif report.paused:
+            line += "; paused"
         self._say(line)
 
     def said(self, message: str) -> None:
@@ -113,6 +126,7 @@ class _Row:
     rows: int = 0
     report: Report | None = None
     outcome: Outcome | None = None
+    paused: bool = False
 
 
 @dataclass
@@ -131,6 +145,11 @@ class LiveTable:
         self._live = Live(get_renderable=self.render, console=self.console, refresh_per_second=2, transient=True)
         self._live.start()
 
+    def extended(self, search: SearchFile) -> None:
+        """Counted against from now on."""
+        self._search = search
+        self.said(f"the budget has grown: {search.budget.trials} trials")
+
     def started(self, number: int, lora: LoraConfiguration) -> None:
         """A new row."""
         self._rows[number] = _Row(lora.label)
@@ -138,7 +157,7 @@ class LiveTable:
     def reported(self, number: int, report: Report) -> None:
         """New numbers in a row."""
         row = self._rows.setdefault(number, _Row("?"))
-        row.rows, row.outcome = report.rows, report.outcome
+        row.rows, row.outcome, row.paused = report.rows, report.outcome, report.paused
         row.report = report if report.measurements else row.report
 
     def said(self, message: str) -> None:
@@ -161,7 +180,7 @@ class LiveTable:
         table = Table(title=self._headline(running, ended), title_justify="left", **COMPACT)
         trial_columns(table, self._search.objective_list)
         for number, row in running.items():
-            self._add(table, number, row, "running" if row.report else "started")
+            self._add(table, number, row, "paused" if row.paused else "running" if row.report else "started")
         first = self._search.objective_list[0]
         sign = -1 if first.direction == "maximize" else 1
         for number, row in sorted(best.items(), key=lambda item: sign * _value(item[1], first.name)):
@@ -176,7 +195,7 @@ class LiveTable:
         outcomes = [row.outcome for row in ended.values() if row.outcome is not None]
         counted = sum(outcome.counts for outcome in outcomes)
         failed = sum(outcome.is_failure and outcome.counts for outcome in outcomes)
-        stopped = sum(outcome in {Outcome.STOPPED, Outcome.DIVERGED} for outcome in outcomes)
+        stopped = sum(outcome in {Outcome.STOPPED, Outcome.CANCELLED, Outcome.DIVERGED} for outcome in outcomes)
         done, budget = self._already + counted, self._search.budget.trials
         left = time_left(self.clock() - self._start, counted, budget - done)
         finished = counted - failed - stopped

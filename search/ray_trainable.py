@@ -13,10 +13,12 @@ from typing import Any
 
 from ray import tune
 
+from lorafront.trainables.orders import OrderFolder, TrialOrders
 from lorafront.trainables.trial import Trial, TrialFolder
 
-NUMBER, FOLDER, CONFIG, ENGINE = "number", "folder", "config", "engine"
+NUMBER, FOLDER, ORDERS, CONFIG, ENGINE = "number", "folder", "orders", "config", "engine"
 REPORT = "report"
+TOYS = {"toy": 0.0, "slow-toy": 0.05}  # seconds of an optimizer step
 
 
 class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # Ray is untyped
@@ -54,8 +56,13 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # Ray is untyped
             self._trial.close()
 
     def _open(self, config: dict[str, Any]) -> Trial:
-        make = _toy(config) if config[ENGINE] == "toy" else self._peft(config)
-        return Trial(make, tuple(config[CONFIG]["rungs"]), TrialFolder(Path(config[FOLDER])))
+        return Trial(
+            _toy(config) if config[ENGINE] in TOYS else self._peft(config),
+            tuple(config[CONFIG]["rungs"]),
+            TrialFolder(Path(config[FOLDER])),
+            TrialOrders(OrderFolder(Path(config[ORDERS])), config[NUMBER]),
+            checkpoint_seconds=60 * config[CONFIG]["training"]["checkpoint_minutes"],
+        )
 
     def _peft(self, config: dict[str, Any]) -> Any:
         """The heavy imports wait for the first step: the toy engine does without."""
@@ -84,4 +91,5 @@ def _toy(config: dict[str, Any]) -> Any:
     from lorafront.spaces.lora import LoraConfiguration
     from lorafront.trainables.toy import ToySession
 
-    return lambda: ToySession(LoraConfiguration.model_validate(config[CONFIG]["lora"]), config[CONFIG]["seed"])
+    lora = LoraConfiguration.model_validate(config[CONFIG]["lora"])
+    return lambda: ToySession(lora, config[CONFIG]["seed"], step_seconds=TOYS[config[ENGINE]])

@@ -10,27 +10,27 @@ import lorafront.search.environment  # isort: skip  # noqa: F401  # before Ray a
 
 import contextlib
 import shutil
-import signal
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lorafront.search import mlflow_tracker
+from lorafront.search import mlflow_tracker, requests
+from lorafront.search.budget import limit_reached
 from lorafront.search.front import as_json, front_of
+from lorafront.search.interruption import Interruption
 from lorafront.search.ownership import owned
 from lorafront.search.paths import RootPaths, SearchPaths
 from lorafront.search.progress import Observer, Silent, last_line
 from lorafront.search.ray_cluster import ray_cluster, resources_per_trial, workers
-from lorafront.search.search_file import SearchFile
+from lorafront.search.search_file import Budget, SearchFile
 from lorafront.search.stopping import RULES, StoppingRule
 from lorafront.search.study_table import StudyTable, read_study
 from lorafront.spaces.errors import Incomplete, InvalidInput, Problem, SearchExists
 from lorafront.spaces.objectives import minimized
 from lorafront.trainables.checkpoint import write_json, write_text
-from lorafront.trainables.outcome import Outcome
 
 if TYPE_CHECKING:
+    from lorafront.search.control import Control
     from lorafront.search.preflight import Prepared
     from lorafront.search.study import StudyLedger
     from lorafront.spaces.lora import LoraConfiguration
@@ -53,7 +53,7 @@ def run_search(
         observer: hears of every trial; none is silence.
         text: the file as the user wrote it; none writes the resolved one.
         near: folder of the search file, where its paths may start; none is the current folder.
-        engine: `process`, or `toy` for a run without torch.
+        engine: `process`, or `toy` for a run without torch (`slow-toy`: one that lasts).
 
     Raises:
         InvalidInput: the search cannot work; nothing was written.
@@ -72,20 +72,35 @@ def run_search(
 
 
 def resume_search(
-    name: str, root: RootPaths, observer: Observer | None = None, *, engine: str = "process"
+    name: str,
+    root: RootPaths,
+    observer: Observer | None = None,
+    *,
+    budget: Budget | None = None,
+    engine: str = "process",
 ) -> StudyTable:
     """Go on with a search until its budget is spent; trials that were running keep their numbers.
+
+    Args:
+        name: of the search.
+        root: where searches stand.
+        observer: hears of every trial; none is silence.
+        budget: a larger one than it has (`budget.extended`); none leaves it.
+        engine: as for `run_search`.
 
     Raises:
         SearchNotFound: there is none of that name.
         SearchOwned: its driver is alive.
+        Incomplete: it was interrupted again.
     """
     paths = root.existing(name)
     with owned(paths), ray_cluster() as ray_up:  # both before the heavy imports; a second driver is refused at once
+        requests.forget_stops(paths)
         from lorafront.search.preflight import check
 
         earlier = read_study(paths.study_db)
-        prepared = check(earlier.search, root, paths.folder, warm=not earlier.warmed)
+        search = earlier.search.model_copy(update={"budget": budget or earlier.search.budget})
+        prepared = check(search, root, paths.folder, warm=not earlier.warmed)
         prepared.store()
         tracking = _tracking(prepared.search, root)
         return _drive(prepared, paths, observer or Silent(), tracking, engine, ray_up, create=False)
@@ -145,6 +160,7 @@ def _drive(
     *,
     create: bool,
 ) -> StudyTable:
+    from lorafront.search.control import Control
     from lorafront.search.study import StudyLedger
 
     ledger = StudyLedger(
@@ -154,6 +170,7 @@ def _drive(
         canonical=prepared.canonical,
         known_before=prepared.known_before,
     )
+    ledger.keep_budget(prepared.search.budget)
     ledger.keep_data(prepared.token_file.name, prepared.rungs, prepared.search.code_digests())
     for name, measured in prepared.references().items():
         ledger.note_reference(name, measured)
@@ -161,24 +178,26 @@ def _drive(
         ledger.keep_observations(prepared.warm.observations)
     ledger.keep_starts(prepared.starts.points)
     unfinished = _reconcile(ledger, paths)
-    spent = ledger.recorded >= prepared.search.budget.trials or (ledger.end is not None and not unfinished)
-    epoch = ledger.epoch if spent else ledger.begin_epoch()
+    spent = bool(limit_reached(prepared.search.budget, ledger.spent)) or (ledger.end is not None and not unfinished)
     if not spent:
+        ledger.begin_epoch()
         ledger.note(prepared.notes)
-    stop = threading.Event()
+    interruption = Interruption(paths.name)
     observer.begun(prepared.search, prepared.rungs, ledger.recorded)
     try:
         for note in prepared.notes:
             observer.said(note)
         if tracking.problem:
             observer.said(f"{tracking.problem}; its runs are written when it answers again")
-        with interruptible(stop, observer), mlflow_tracker.following(tracking, paths, observer.said):
+        with interruption, mlflow_tracker.following(tracking, paths, observer.said, interruption.patience):
             if not spent:
-                _tune(prepared, paths, ledger, observer, unfinished, epoch, engine, ray_up, stop)
+                control = Control(paths, ledger, observer, interruption)
+                _tune(prepared, paths, ledger, observer, unfinished, engine, ray_up, control, interruption)
+                control.conclude()
             table = read_study(paths.study_db)
             write_front(table, paths)
     except KeyboardInterrupt:
-        raise Incomplete(f"interrupted; go on with: lorafront resume {paths.name}") from None
+        raise Incomplete(f"interrupted; {interruption.advice}") from None
     finally:
         observer.ended()
     return table
@@ -194,7 +213,7 @@ def _reconcile(ledger: StudyLedger, paths: SearchPaths) -> list[tuple[int, LoraC
     for number, lora in ledger.running():
         reports = paths.trial(number, epochs.get(number, 0)).read_reports()
         if reports:
-            for report in reports if reports[-1].outcome is Outcome.COMPLETE else reports[:-1]:
+            for report in filter(lambda report: report.at_rung, reports):
                 ledger.record_rung(number, report)
             ledger.tell(number, reports[-1])
         else:
@@ -208,29 +227,30 @@ def _tune(
     ledger: StudyLedger,
     observer: Observer,
     unfinished: list[tuple[int, LoraConfiguration]],
-    epoch: int,
     engine: str,
     ray_up: Callable[[], Path],
-    stop: threading.Event,
+    control: Control,
+    interruption: Interruption,
 ) -> None:
     from ray.tune import TuneError
 
     from lorafront.search.optuna_searcher import OptunaSearcher
     from lorafront.search.pareto_scheduler import ParetoScheduler
-    from lorafront.search.ray_trainable import CONFIG, ENGINE, FOLDER, NUMBER
+    from lorafront.search.ray_control import RayControl
+    from lorafront.search.ray_trainable import CONFIG, ENGINE, FOLDER, NUMBER, ORDERS
 
+    epoch = ledger.epoch
     # A trial goes on in the folder of the epoch that began it, so that its checkpoints are found.
     begun = {trial.number: trial.epoch for trial in read_study(paths.study_db).running if trial.epoch}
 
     def dispatch(number: int, lora: LoraConfiguration) -> dict[str, Any]:
-        if stop.is_set():
-            raise KeyboardInterrupt  # the first one fell into a callback, where Python drops exceptions
         folder = paths.trial(number, epoch).path
         if number in begun and begun[number] != epoch:
             _adopt(paths.trial(number, begun[number]).path, folder)
         return {
             NUMBER: number,
             FOLDER: str(folder.absolute()),
+            ORDERS: str(paths.orders(epoch).path.absolute()),
             CONFIG: prepared.trial(lora).model_dump(mode="json"),
             ENGINE: engine,
         }
@@ -242,19 +262,23 @@ def _tune(
         observer,
         unfinished=unfinished,
         rule=make_rule(prepared.search, read_study(paths.study_db)),
+        steering=control,
     )
-    tuner = _tuner(searcher, ParetoScheduler(searcher), prepared.search, ray_up())
+    tuner = _tuner(searcher, ParetoScheduler(searcher), RayControl(control), prepared.search, ray_up())
     try:
-        tuner.fit()
+        with interruption.noted():
+            tuner.fit()
     except TuneError as error:  # the study could not be written, or Ray itself broke
         raise Incomplete(
             f"the search stopped: {last_line(str(error))}; mend that and go on with: lorafront resume {paths.name}"
         ) from error
+    finally:
+        control.keep()
     if ledger.end is not None:
         observer.said(f"{ledger.end.value}; the search ends before its budget")
 
 
-def _tuner(searcher: Any, scheduler: Any, search: SearchFile, scratch: Path) -> Any:
+def _tuner(searcher: Any, scheduler: Any, hooks: Any, search: SearchFile, scratch: Path) -> Any:
     """Ray Tune, told to start a lost worker again, and to keep nothing that anybody would read."""
     from ray import tune
     from ray.tune import CheckpointConfig, FailureConfig, RunConfig, TuneConfig
@@ -276,6 +300,8 @@ def _tuner(searcher: Any, scheduler: Any, search: SearchFile, scratch: Path) -> 
             name="tune",
             storage_path=str(scratch),
             verbose=0,
+            stop=hooks,
+            callbacks=[hooks],
             failure_config=FailureConfig(max_failures=-1),  # the searcher counts them by trial
             checkpoint_config=CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
         ),
@@ -295,26 +321,6 @@ def _adopt(old: Path, new: Path) -> None:
     """Copy an earlier epoch's checkpoints: what an old worker still writes goes where nobody looks."""
     if old.is_dir() and not new.exists():
         shutil.copytree(old, new)
-
-
-@contextlib.contextmanager
-def interruptible(stop: threading.Event, observer: Observer) -> Iterator[None]:
-    """Ctrl-C and SIGTERM both raise KeyboardInterrupt while the block runs, and set `stop` in case it gets lost."""
-
-    def interrupt(_number: int, _frame: object) -> None:
-        stop.set()
-        observer.said("stopping; what runs is kept for `lorafront resume`")
-        raise KeyboardInterrupt
-
-    if threading.current_thread() is not threading.main_thread():
-        yield  # signals belong to the main thread, and so to whoever called us
-        return
-    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def write_front(table: StudyTable, paths: SearchPaths) -> None:

@@ -54,7 +54,10 @@ class Budget(Section):
     """When the search ends: whichever comes first."""
 
     trials: Annotated[Whole, Ge(1), Le(MAX_TRIALS)] = Field(default=32, description="trials, failed ones included")
-    hours: Annotated[Real, Gt(0)] | None = Field(default=None, description="no trial starts after so many hours")
+    gpu_hours: Annotated[Real, Gt(0)] | None = Field(
+        default=None, description="hours of trials, each times its share of a GPU; without a GPU, hours of workers"
+    )
+    hours: Annotated[Real, Gt(0)] | None = Field(default=None, description="hours that drivers live, all together")
 
 
 def _share(value: float) -> float:

@@ -20,9 +20,10 @@ from optuna.storages import BaseStorage, InMemoryStorage, RDBStorage
 from optuna.trial import FixedTrial, FrozenTrial, Trial, TrialState, create_trial
 
 from lorafront.search import study_table
+from lorafront.search.budget import Spent
 from lorafront.search.samplers import make_sampler
 from lorafront.search.search_end import SearchEnd
-from lorafront.search.search_file import SearchFile
+from lorafront.search.search_file import Budget, SearchFile
 from lorafront.search.start_points import Start
 from lorafront.search.warm_start import Observation
 from lorafront.spaces.errors import StateUnreadable
@@ -39,7 +40,12 @@ REPEATS_OF_GRID = 100  # it goes on in order, so it passes what is known sooner 
 # So many draws in vain mean that the space is exhausted. They cost no storage, so a discrete space gets twenty for each
 # of its points: the last one left is missed once in 10**8.
 DRAWS, DRAWS_PER_POINT, MOST_DRAWS = 1000, 20, 20_000
-_TOLD = {Outcome.COMPLETE: TrialState.COMPLETE, Outcome.STOPPED: TrialState.PRUNED, Outcome.DIVERGED: TrialState.PRUNED}
+_TOLD = {
+    Outcome.COMPLETE: TrialState.COMPLETE,
+    Outcome.STOPPED: TrialState.PRUNED,
+    Outcome.CANCELLED: TrialState.PRUNED,
+    Outcome.DIVERGED: TrialState.PRUNED,
+}
 
 
 class StudyLedger:
@@ -130,13 +136,23 @@ class StudyLedger:
         self.study.set_user_attr(study_table.NOTES, list(notes))
 
     @property
-    def lived(self) -> float:
-        """Seconds that drivers have lived, as of the last trial that ended."""
-        return float(self.study.user_attrs.get(study_table.LIVED, 0.0))
+    def spent(self) -> Spent:
+        """What counts against the budget; times as of the last `keep_spent`."""
+        attributes = self.study.user_attrs
+        seconds, gpu_seconds = (float(attributes.get(name, 0.0)) for name in (study_table.LIVED, study_table.GPU))
+        return Spent(self.recorded, seconds, gpu_seconds)
 
-    def keep_lived(self, seconds: float) -> None:
-        """See `lived`."""
+    def keep_spent(self, seconds: float, gpu_seconds: float) -> None:
+        """Keep the times; see `Spent`."""
         self.study.set_user_attr(study_table.LIVED, seconds)
+        self.study.set_user_attr(study_table.GPU, gpu_seconds)
+
+    def keep_budget(self, budget: Budget) -> None:
+        """Keep a budget that has grown; nothing where it has not."""
+        self.search = self.search.model_copy(update={"budget": budget})
+        kept = self.study.user_attrs[study_table.SEARCH]
+        if Budget.model_validate(kept["budget"]) != budget:
+            self.study.set_user_attr(study_table.SEARCH, {**kept, "budget": budget.model_dump(mode="json")})
 
     def keep_data(self, token_file: str, rungs: tuple[int, ...], code: Mapping[str, str]) -> None:
         """Keep which token rows and rungs the trials see; a driver that goes on must see the same.

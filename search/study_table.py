@@ -17,6 +17,7 @@ from typing import Any
 
 from pydantic_core import from_json
 
+from lorafront.search.budget import Spent, limit_reached
 from lorafront.search.search_end import SearchEnd
 from lorafront.search.search_file import SearchFile
 from lorafront.spaces.errors import StateUnreadable
@@ -27,7 +28,7 @@ from lorafront.trainables.trial import Report
 # Names of the attributes that the driver writes (search/study.py).
 CONFIGURATION, EPOCH, RUNG, OUTCOME, RESULT = "configuration", "epoch", "rung:", "outcome", "result"
 SEARCH, NOTES, REFERENCE, UID, DATA = "search", "notes", "reference:", "uid", "data"
-LIVED = "lived_seconds"
+LIVED, GPU = "lived_seconds", "gpu_seconds"
 STARTS, WARMED, IMPORTED_FROM, ENDED = "start_points", "warm_started", "imported_from", "ended"
 REPEATABLE = "repeatable"
 
@@ -90,6 +91,8 @@ class StudyTable:
         end: why there is nothing more to try; None where the budget decides.
         data: which token rows and rungs its trials saw.
         warmed: the results of the searches that `warm_start` names are in it.
+        seconds: that drivers have lived, all together.
+        gpu_seconds: of attempts at trials, each times its share.
     """
 
     search: SearchFile
@@ -101,11 +104,23 @@ class StudyTable:
     end: SearchEnd | None = None
     data: Mapping[str, Any] = field(default_factory=dict)
     warmed: bool = False
+    seconds: float = 0.0
+    gpu_seconds: float = 0.0
 
     @cached_property
     def counted(self) -> tuple[TrialRecord, ...]:
         """Trials that spent budget."""
         return tuple(trial for trial in self.trials if trial.outcome is not None and trial.outcome.counts)
+
+    @property
+    def spent(self) -> Spent:
+        """What counts against the budget."""
+        return Spent(len(self.counted), self.seconds, self.gpu_seconds)
+
+    @property
+    def over(self) -> str:
+        """The limit of the budget that ended the search, in words; empty where it is not over."""
+        return limit_reached(self.search.budget, self.spent)
 
     @property
     def complete(self) -> tuple[TrialRecord, ...]:
@@ -151,6 +166,7 @@ def read_study(path: Path) -> StudyTable:
         SearchEnd.of(end) if end else None,
         json.loads(attributes.get(DATA, "{}")),
         WARMED in attributes,
+        *(json.loads(attributes.get(name, "0")) for name in (LIVED, GPU)),
     )
 
 

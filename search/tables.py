@@ -12,6 +12,7 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
+from lorafront.search import budget
 from lorafront.search.front import front_of, values
 from lorafront.search.study_table import StudyTable, TrialRecord
 from lorafront.spaces.lora import LoraConfiguration
@@ -122,8 +123,8 @@ def summary(table: StudyTable, *, markdown: bool = False) -> str:
     objectives = table.search.objective_list
     ends = Counter(trial.outcome for trial in table.counted)
     model, data = short(table.search.model.name), short(table.search.data.path)
-    recorded = f"{len(table.counted)} of {table.search.budget.trials} trials recorded"
-    lines = [f"{table.search.name}: {recorded}; {model} on {data}"]
+    spent = budget.shown(table.search.budget, table.spent)
+    lines = [f"{table.search.name}: {spent}; {model} on {data}"]
     lines += [f"{count} x {outcome.value}" for outcome, count in ends.most_common() if outcome is not None]
     lines += reference_lines(table)
     lines.append(f"front: {len(members)} configuration{'' if len(members) == 1 else 's'}")
@@ -171,8 +172,11 @@ def short(name: str) -> str:
     return Path(name).name if Path(name).is_absolute() else name
 
 
-def trials_table(table: StudyTable) -> Table:
-    """Every trial and where it stands; of very many the front, those that run, and the newest."""
+def trials_table(table: StudyTable, *, driven: bool = True) -> Table:
+    """Every trial and where it stands; of very many the front, those that run, and the newest.
+
+    Without a driver, trials that have not ended are paused.
+    """
     objectives = table.search.objective_list
     shown = Table(title=f"Trials of {table.search.name}", title_justify="left", caption_justify="left", **COMPACT)
     trial_columns(shown, objectives)
@@ -184,7 +188,8 @@ def trials_table(table: StudyTable) -> Table:
         kept = tuple(trial for trial in table.trials if trial.number in always | newest)
         shown.caption = f"{len(table.trials) - len(kept):,} older trials are left out; --json has all"
     for trial in kept:
-        state = "front" if trial.number in members else trial.outcome.stored if trial.outcome else trial.state.lower()
+        unended = trial.state.lower() if driven or trial.state != "RUNNING" else "paused"
+        state = "front" if trial.number in members else trial.outcome.stored if trial.outcome else unended
         shown.add_row(
             str(trial.number), trial.lora.label if trial.lora else "", str(trial.last.rows if trial.last else 0),
             *cells(trial.measurements, objectives), state.replace("_", " "),

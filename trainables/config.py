@@ -118,6 +118,10 @@ class TrainingConfig(Section):
     gradient_checkpointing: Annotated[bool, Field(strict=True)] = Field(
         default=False, description="recompute activations in the backward pass: less memory, more time"
     )
+    checkpoint_minutes: Annotated[Real, Gt(0)] = Field(
+        default=5.0,
+        description="minutes after which a checkpoint is written between rungs; a crash costs no more",
+    )
     loader_workers: Annotated[Whole, Ge(0)] = Field(default=0, description="processes that prepare batches")
 
     @model_validator(mode="before")

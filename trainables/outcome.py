@@ -14,6 +14,7 @@ class Outcome(Enum):
 
     COMPLETE = "finished at full fidelity"
     STOPPED = "stopped early: others were ahead at the same rung"
+    CANCELLED = "cancelled: `lorafront stop --trial` ended it at a rung"
     DIVERGED = "diverged: the loss was no longer a finite number"
     CUDA_OOM = "ran out of GPU memory"
     HOST_OOM = "ran out of the machine's memory"
@@ -37,7 +38,8 @@ class Outcome(Enum):
     @property
     def is_failure(self) -> bool:
         """True where the trial is told FAIL, so that no sampler learns from its values."""
-        return self not in {Outcome.COMPLETE, Outcome.STOPPED, Outcome.DIVERGED, Outcome.IMPORTED}
+        learned = {Outcome.COMPLETE, Outcome.STOPPED, Outcome.CANCELLED, Outcome.DIVERGED, Outcome.IMPORTED}
+        return self not in learned
 
     @property
     def counts(self) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -26,7 +26,7 @@ from lorafront.trainables.frozen_base import BaseCache, FrozenBase, resident_ten
 from lorafront.trainables.master_weights import MasterWeights
 from lorafront.trainables.memory_meter import Memory, measure_peak
 from lorafront.trainables.models import dtype_name, load_tokenizer
-from lorafront.trainables.session import Measurements
+from lorafront.trainables.session import Measurements, never
 from lorafront.trainables.task import task_named
 from lorafront.trainables.user_code import load_reference
 
@@ -74,12 +74,12 @@ class PeftSession:
         """Training rows so far."""
         return self.step * self.config.rows_per_step
 
-    def train(self, rows: int) -> None:
-        """Take optimizer steps until at least `rows` training rows have been seen."""
+    def train(self, rows: int, interrupted: Callable[[], bool] = never) -> None:
+        """Take optimizer steps until at least `rows` training rows have been seen, or until interrupted."""
         if self._batches is None:
             self._batches = self._loader()
         start = time.perf_counter()
-        while self.rows_seen < rows:
+        while self.rows_seen < rows and not interrupted():
             self._optimizer_step(list(islice(self._batches, self.config.lora.gradient_accumulation)))
         if self.base.device.type == "cuda":
             torch.cuda.synchronize(self.base.device)
@@ -181,6 +181,7 @@ class PeftSession:
         position = {
             "step": self.step,
             "train_seconds": self.train_seconds,
+            "losses": torch.stack(self._losses).tolist() if self._losses else [],  # since the last rung
             "schedule": {k: v for k, v in self.schedule.state_dict().items() if not callable(v) and k != "lr_lambdas"},
             "scaler": self.scaler.state_dict(),
             "optimizer": {k: v for k, v in leaves.items() if k not in tensors},
@@ -219,6 +220,7 @@ class PeftSession:
         self.scaler.load_state_dict(position["scaler"])
         self.step = position["step"]
         self.train_seconds = position["train_seconds"]
+        self._losses = list(torch.tensor(position["losses"], dtype=torch.float32, device=self.base.device))
         self._batches = None  # made anew, from the row that comes next
         torch.set_rng_state(_byte_tensor(position["rng"]))
         if "rng_cuda" in position:

@@ -5,8 +5,14 @@ Implementations: `PeftSession` (stock PEFT, the reference) and `ToySession` (no 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol, TypedDict
+
+
+def never() -> bool:
+    """Nothing interrupts."""
+    return False
 
 
 class Measurements(TypedDict, total=False):
@@ -41,8 +47,14 @@ class Session(Protocol):
     def rows_seen(self) -> int:
         """Training rows so far."""
 
-    def train(self, rows: int) -> None:
-        """Take optimizer steps until at least `rows` training rows have been seen."""
+    def train(self, rows: int, interrupted: Callable[[], bool] = never) -> None:
+        """Take optimizer steps until at least `rows` training rows have been seen.
+
+        Args:
+            rows: since the beginning of the trial.
+            interrupted: asked before each step; where it says so, this returns early, in a state that `save` can write
+                and a second call goes on from.
+        """
 
     def evaluate(self) -> dict[str, Any]:
         """Evaluate on the whole evaluation split; changes nothing that training depends on."""
@@ -51,7 +63,10 @@ class Session(Protocol):
         """Write adapter, optimizer state and data position into an empty folder."""
 
     def load(self, folder: Path) -> None:
-        """Continue from what `save` wrote: the next losses are those of a session that was never interrupted."""
+        """Continue from what `save` wrote, at a rung or between two steps.
+
+        What is measured from here on is what a session measures that was never interrupted, to the last digit.
+        """
 
     def close(self) -> None:
         """Give back what the session borrowed."""

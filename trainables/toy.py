@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import json
 import math
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lorafront.spaces.lora import LoraConfiguration
 from lorafront.trainables.data import seeded_generator
-from lorafront.trainables.session import Measurements
+from lorafront.trainables.session import Measurements, never
 
 BITS = {"nf4": 4.5, "nf4_double": 4.1, "fp4": 4.5, "int8": 8.0, "bf16": 16.0, "fp16": 16.0, "fp32": 32.0}
 BEST_LEARNING_RATE = 2e-4
@@ -34,15 +36,19 @@ def toy_floor(lora: LoraConfiguration) -> float:
 
 @dataclass
 class ToySession:
-    """Implements `Session` in microseconds."""
+    """Implements `Session` in microseconds; `step_seconds` makes each optimizer step as long."""
 
     lora: LoraConfiguration
     seed: int = 0
     rows_seen: int = 0
+    step_seconds: float = 0.0
 
-    def train(self, rows: int) -> None:
-        """Move on to `rows`."""
-        self.rows_seen = max(self.rows_seen, rows)
+    def train(self, rows: int, interrupted: Callable[[], bool] = never) -> None:
+        """Move on to `rows`, a batch at a time."""
+        while self.rows_seen < rows and not interrupted():
+            self.rows_seen = min(rows, self.rows_seen + self.lora.batch_size * self.lora.gradient_accumulation)
+            if self.step_seconds:
+                time.sleep(self.step_seconds)
 
     def evaluate(self) -> dict[str, Any]:
         """A power law in rows, with one part in a thousand of noise."""

@@ -1,7 +1,8 @@
 """One trial from rung to rung: trains a session, measures, and leaves files that survive whatever comes next.
 
-Everything is written below one folder, `trials/NNNNN/epoch-E`: `ckpt-ROWS/` at each rung and `result.json` at the end.
-A trial that is started again in a folder goes on from its last checkpoint that verifies.
+Everything is written below one folder, `trials/NNNNN/epoch-E`: `ckpt-ROWS/` at each rung, every few minutes and where
+the trial is paused, and `result.json` at the end. A trial that is started again in a folder goes on from its last
+checkpoint that verifies.
 """
 
 from __future__ import annotations
@@ -10,14 +11,16 @@ import contextlib
 import json
 import math
 import shutil
+import time
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from lorafront.spaces.errors import CheckpointInvalid, StateUnreadable
 from lorafront.trainables.checkpoint import ASIDE, read_manifest, write_folder, write_json
+from lorafront.trainables.orders import NoOrders, Orders
 from lorafront.trainables.outcome import Outcome, classify
 from lorafront.trainables.session import Session
 
@@ -29,16 +32,23 @@ class Report:
     """What a trial says at a rung.
 
     Attributes:
-        rows: training rows at this rung.
-        measurements: names as in `Measurements`; empty where the trial failed.
+        rows: training rows at this rung, or where it was paused.
+        measurements: names as in `Measurements`; empty where the trial failed, or was paused between two rungs.
         outcome: how it ended; None where it goes on.
         error: for a failure, what happened.
+        paused: it was asked to leave and has; its last checkpoint has all that it did.
     """
 
     rows: int
     measurements: dict[str, Any]
     outcome: Outcome | None = None
     error: str = ""
+    paused: bool = False
+
+    @property
+    def at_rung(self) -> bool:
+        """True where it holds what was measured at a rung, and not where a trial failed or was paused in between."""
+        return bool(self.measurements) and self.outcome in {None, Outcome.COMPLETE, Outcome.CANCELLED}
 
     def as_json(self) -> dict[str, Any]:
         """For files and for the wire; values that are not finite become None, which JSON can say."""
@@ -47,13 +57,14 @@ class Report:
             "measurements": {name: _plain(value) for name, value in self.measurements.items()},
             "outcome": self.outcome.stored if self.outcome else None,
             "error": self.error,
+            **({"paused": True} if self.paused else {}),
         }
 
     @classmethod
     def from_json(cls, raw: dict[str, Any]) -> Report:
         """The inverse of `as_json`."""
         outcome = Outcome.of(raw["outcome"]) if raw["outcome"] else None
-        return cls(raw["rows"], raw["measurements"], outcome, raw["error"])
+        return cls(raw["rows"], raw["measurements"], outcome, raw["error"], raw.get("paused", False))
 
 
 def _plain(value: Any) -> Any:
@@ -72,7 +83,7 @@ class TrialFolder:
         return self.path / "result.json"
 
     def checkpoint(self, rows: int) -> Path:
-        """State after so many training rows."""
+        """State at the rung of so many training rows, or between rungs after so many."""
         return self.path / f"ckpt-{rows}"
 
     def checkpoints(self) -> list[tuple[int, Path]]:
@@ -102,14 +113,28 @@ class TrialFolder:
 
 @dataclass
 class Trial:
-    """Drives one session along its rungs."""
+    """Drives one session along its rungs.
+
+    Attributes:
+        make_session: a fresh session; called when there is something to train.
+        rungs: training rows at which it reports.
+        folder: its files.
+        orders: what it is asked to do meanwhile.
+        checkpoint_seconds: a checkpoint between rungs once so many have passed since the last one.
+        clock: seconds.
+        history: reports at the rungs so far, as JSON.
+    """
 
     make_session: MakeSession
     rungs: tuple[int, ...]
     folder: TrialFolder
-    _session: Session | None = None
-    _reached: int = 0
+    orders: Orders = field(default_factory=NoOrders)
+    checkpoint_seconds: float = math.inf
+    clock: Callable[[], float] = time.monotonic
     history: list[dict[str, Any]] = field(default_factory=list)
+    _session: Session | None = None
+    _reached: int = 0  # rows of the newest checkpoint
+    _due: float = math.inf  # when the next one is
 
     def next_rung(self) -> Report:
         """Train to the next rung and report. A failure is a report too: this never raises for the trial's own fault."""
@@ -130,23 +155,53 @@ class Trial:
             checkpoint = self._last_checkpoint()
             if self._reached == self.rungs[-1]:
                 return Report.from_json(self.history[-1])  # all was trained; only the result was not written
+            if self.orders.cancel():
+                return Report(self._reached, {}, Outcome.CANCELLED)
+            if self.orders.pause():
+                return Report(self._reached, {}, paused=True)
             self._session = self.make_session()
             if checkpoint is not None:
                 self._session.load(checkpoint)
+            self._due = self.clock() + self.checkpoint_seconds
+        session = self._session
         rows = next(rung for rung in self.rungs if rung > self._reached)
-        self._session.train(rows)
-        measured = dict(self._session.evaluate())
-        self._reached = rows
+        if not self._train(session, rows):
+            return Report(session.rows_seen, {}, paused=True)
+        measured = dict(session.evaluate())
         if not _finite(measured):
+            self._reached = rows
             return Report(rows, measured, Outcome.DIVERGED)
         last = rows == self.rungs[-1]
-        report = Report(rows, measured, Outcome.COMPLETE if last else None)
+        outcome = Outcome.COMPLETE if last else Outcome.CANCELLED if self.orders.cancel() else None
+        report = Report(rows, measured, outcome)
         self.history.append(report.as_json())
+        self._save(session, rows, keep=1 if last else 2)
+        return replace(report, paused=True) if outcome is None and self.orders.pause() else report
+
+    def _train(self, session: Session, rung: int) -> bool:
+        """Train to a rung, with checkpoints on the way; False where it was paused before, and all is saved."""
+        while True:
+            session.train(rung, self._interrupted)
+            if session.rows_seen >= rung:
+                return True
+            if session.rows_seen > self._reached:
+                self._save(session, session.rows_seen, keep=2)
+            if self.orders.pause_now():
+                return False
+
+    def _interrupted(self) -> bool:
+        """True where a checkpoint is asked for, or due and there is something new to save."""
         session = self._session
+        due = self.clock() >= self._due and session is not None and session.rows_seen > self._reached
+        return due or self.orders.pause_now()
+
+    def _save(self, session: Session, rows: int, *, keep: int) -> None:
+        """Write a checkpoint and remove all but the newest so many."""
         write_folder(self.folder.checkpoint(rows), session.save, {"rows": rows, "history": self.history})
-        for _, old in self.folder.checkpoints()[1 if last else 2 :]:
+        self._reached = rows
+        self._due = self.clock() + self.checkpoint_seconds
+        for _, old in self.folder.checkpoints()[keep:]:
             shutil.rmtree(old, ignore_errors=True)
-        return report
 
     def _last_checkpoint(self) -> Path | None:
         """The newest checkpoint that verifies; half-written ones are swept."""

@@ -132,7 +132,28 @@ def test_list_and_status(run: Run, toy_search: str) -> None:
     assert "no search" in run("list", "--root", "elsewhere")[1]
 
 
-@pytest.mark.parametrize("command", ["status", "pareto", "resume", "mlflow-sync"])
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["stop", "toy"], 0, "no process runs toy, so there is nothing to stop"),
+        (["stop", "toy", "--trial", "3"], 2, "trial 3 does not run: ran out of GPU memory"),
+        (["stop", "toy", "--trial", "77"], 2, "trial 77 does not run: there is no trial of that number"),
+        (["stop", "toy", "--trial", "3", "--now"], 2, "give --trial or --now"),
+        (["extend", "toy"], 2, "say how much more"),
+        (["extend", "toy", "--hours", "1"], 2, "budget.hours has no limit"),
+        (["status", "toy"], 0, "the budget is spent: trials (10 of 10); more of it with: lorafront extend toy"),
+    ],
+)
+def test_what_cannot_be_stopped_or_extended_is_said(
+    run: Run, toy_search: str, arguments: list[str], code: int, words: str
+) -> None:
+    """A finished search has nothing to stop, and is extended only by limits that it has."""
+    exit_code, out, err = run(*arguments)
+    assert exit_code == code
+    assert words in out + err
+
+
+@pytest.mark.parametrize("command", ["status", "pareto", "resume", "mlflow-sync", "stop", "extend"])
 def test_unknown_search_is_bad_input(run: Run, toy_search: str, command: str) -> None:
     """A name that is not there exits with 2 and what is near; a name with path parts is no name."""
     code, _, err = run(command, "tony")

@@ -34,6 +34,12 @@ def test_plain_lines_say_what_happens_and_what_is_left() -> None:
     assert "at 16 of 32 rows: perplexity 20.000, peak VRAM 1.5 GiB" in lines[2]
     assert lines[3].endswith("finished at full fidelity [1/4, 30 s left]")
     assert "ran out of GPU memory: OutOfMemoryError: 2 GiB [2/4" in lines[4]
+    seen.extended(parse_search({"name": "shown", "model": "m", "data": {"path": "d"}, "budget": {"trials": 9}}))
+    seen.reported(2, Report(20, {}, paused=True))
+    seen.reported(3, report(32, 10.0, 1.5, Outcome.COMPLETE))
+    assert lines[5] == "the budget has grown: 9 trials"
+    assert lines[6].endswith("at 20 of 32 rows; paused")
+    assert "[3/9" in lines[7]
 
 
 def test_live_table_shows_running_front_and_failures_in_80_columns() -> None:
@@ -48,18 +54,21 @@ def test_live_table_shows_running_front_and_failures_in_80_columns() -> None:
             table.started(number, lora(modules="attention+mlp", rank=64, alpha=128))
             table.reported(number, report(32, perplexity, 1.0 + number, outcome))
         table.started(3, lora())
+        table.started(4, lora())
+        table.reported(4, Report(20, {}, paused=True))
         table.said("a note")
         with console.capture() as captured:
             console.print(table.render())
     finally:
         table.ended()
     shown = captured.get()
-    assert "3/4 trials: 1 running, 2 finished, 1 stopped, 0 failed" in shown.replace("\n", " ")
+    assert "3/4 trials: 2 running, 2 finished, 1 stopped, 0 failed" in shown.replace("\n", " ")
     rows = {line.split()[0]: line for line in shown.splitlines() if line.split()[:1] and line.split()[0].isdigit()}
     assert "front so far" in rows["0"]
     assert "complete" in rows["1"]
     assert "diverged" in rows["2"]
     assert "started" in rows["3"]
+    assert "paused" in rows["4"]
     assert "a note" in shown
     assert max(map(len, shown.splitlines())) <= 80
 

@@ -262,25 +262,3 @@ assert len(read_study(Path({str(path)!r})).complete) == 5
 assert not {{"optuna", "torch", "ray", "mlflow"}} & set(sys.modules)
 """
     subprocess.run([sys.executable, "-c", code], check=True)
-
-
-def test_hours_are_those_of_all_drivers(path: Path) -> None:
-    """A driver that goes on counts the time that earlier ones have lived, and asks no more once it is spent."""
-    from lorafront.search.optuna_searcher import OptunaSearcher
-    from lorafront.search.progress import Silent
-
-    search = search_file(budget={"trials": 9, "hours": 1})
-    now = [0.0]
-
-    def searcher(ledger: StudyLedger) -> OptunaSearcher:
-        return OptunaSearcher(ledger, lambda *_: {}, lambda _: [], Silent(), unfinished=[], clock=lambda: now[0])
-
-    first = searcher(StudyLedger(path, search, create=True))
-    assert first.suggest("a") == {}
-    now[0] = 3000.0
-    first.on_trial_complete("a", error=True)
-    now[0] = 9000.0  # nobody drives
-    second = searcher(StudyLedger(path, search, create=False))
-    assert second.suggest("b") == {}
-    now[0] = 9700.0
-    assert second.suggest("c") == "FINISHED"

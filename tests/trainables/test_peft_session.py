@@ -81,6 +81,26 @@ def test_loaded_session_continues_exactly(
     assert losses(resumed, 32) == uninterrupted
 
 
+@pytest.mark.parametrize("quantization", ["nf4", "bf16"])
+def test_a_session_that_was_cut_between_rungs_measures_the_same(
+    make_trial: MakeTrial, bases: BaseCache, tmp_path: Path, quantization: str
+) -> None:
+    """Interrupted between steps, saved, loaded elsewhere: the training loss of that rung is that of all its steps."""
+    trial = make_trial(quantization=quantization, dropout=0.2, gradient_accumulation=2)
+    uninterrupted = losses(open_session(trial, bases), 16, 32)
+    session = open_session(trial, bases)
+    session.train(16)
+    first = session.evaluate()
+    session.train(32, lambda: session.rows_seen >= 24)
+    assert session.rows_seen == 24
+    assert session.train_seconds > first["train_seconds"]
+    session.save(tmp_path)
+    session.close()
+    resumed = open_session(trial, bases)
+    resumed.load(tmp_path)
+    assert losses(resumed, 32) == uninterrupted[1:]
+
+
 def test_adapting_improves_the_base(make_trial: MakeTrial, bases: BaseCache) -> None:
     """Training on the text brings perplexity on its held-out part far below the bare base's."""
     session = open_session(make_trial(rungs=(256,), rank=16, alpha=32.0, learning_rate=1e-2), bases)

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 from support import lora
 
+from lorafront.trainables.orders import OrderFolder, TrialOrders
 from lorafront.trainables.outcome import Outcome, classify
-from lorafront.trainables.session import Measurements
+from lorafront.trainables.session import Measurements, never
 from lorafront.trainables.toy import ToySession
 from lorafront.trainables.trial import Report, Trial, TrialFolder
 
@@ -24,7 +25,7 @@ def toy() -> ToySession:
 
 def run(trial: Trial) -> list[Report]:
     reports = [trial.next_rung()]
-    while reports[-1].outcome is None:
+    while reports[-1].outcome is None and not reports[-1].paused:
         reports.append(trial.next_rung())
     return reports
 
@@ -34,10 +35,10 @@ class Broken(ToySession):
 
     error: BaseException = RuntimeError("nothing")
 
-    def train(self, rows: int) -> None:
+    def train(self, rows: int, interrupted: Callable[[], bool] = never) -> None:
         if rows >= 20:
             raise self.error
-        super().train(rows)
+        super().train(rows, interrupted)
 
 
 class Diverging(ToySession):
@@ -128,3 +129,119 @@ def test_every_outcome_survives_storage() -> None:
     """Each outcome reads back from what is stored of it."""
     assert all(Outcome.of(outcome.stored) is outcome for outcome in Outcome)
     assert classify(KeyError("x")) is Outcome.USER_ERROR
+
+
+class Watched(ToySession):
+    """Calls a function after each step."""
+
+    after_step: Callable[[int], object] = staticmethod(lambda rows: rows)
+
+    def train(self, rows: int, interrupted: Callable[[], bool] = never) -> None:
+        while self.rows_seen < rows and not interrupted():
+            super().train(min(rows, self.rows_seen + 4))
+            self.after_step(self.rows_seen)
+
+
+def test_pauses_at_the_next_step_and_goes_on_from_there(tmp_path: Path) -> None:
+    """Asked to pause now, a trial saves after the step that it is in; later it trains the rest, to the same numbers."""
+    whole = run(Trial(toy, RUNGS, TrialFolder(tmp_path / "whole")))
+    folder, orders = TrialFolder(tmp_path / "trial"), OrderFolder(tmp_path / "orders")
+    Watched.after_step = staticmethod(lambda rows: orders.give(orders.now) if rows == 28 else None)
+    reports = run(Trial(lambda: Watched(lora()), RUNGS, folder, TrialOrders(orders, 7)))
+    assert [(report.rows, report.paused, report.outcome) for report in reports] == [
+        (10, False, None), (20, False, None), (28, True, None),
+    ]  # fmt: skip
+    assert reports[-1].measurements == {}
+    assert [rows for rows, _ in folder.checkpoints()] == [28, 20]
+    loaded: list[int] = []
+    Watched.after_step = staticmethod(loaded.append)
+    again = run(Trial(lambda: Watched(lora()), RUNGS, folder))
+    assert loaded == [32, 36, 40]
+    assert again == [whole[-1]]
+    assert folder.read_reports() == whole
+
+
+def test_pauses_at_the_next_rung_with_its_measurements(tmp_path: Path) -> None:
+    """Asked to pause, a trial finishes the rung that it trains for, reports it, and leaves."""
+    folder, orders = TrialFolder(tmp_path / "trial"), OrderFolder(tmp_path / "orders")
+    Watched.after_step = staticmethod(lambda rows: orders.give(orders.rung) if rows == 14 else None)
+    reports = run(Trial(lambda: Watched(lora()), RUNGS, folder, TrialOrders(orders, 7)))
+    assert [(report.rows, report.paused) for report in reports] == [(10, False), (20, True)]
+    assert reports[-1].measurements["perplexity"] > 1
+    assert [report.rows for report in run(Trial(toy, RUNGS, folder))] == [40]
+
+
+def test_a_trial_that_has_not_begun_pauses_without_a_session(tmp_path: Path) -> None:
+    """Where the order was there first, nothing is loaded and nothing is written."""
+    orders = OrderFolder(tmp_path / "orders")
+    orders.give(orders.rung)
+
+    def refuse() -> ToySession:
+        pytest.fail("a session is expensive")
+
+    trial = Trial(refuse, RUNGS, TrialFolder(tmp_path / "trial"), TrialOrders(orders, 7))
+    assert run(trial) == [Report(0, {}, paused=True)]
+    assert not (tmp_path / "trial").exists()
+
+
+def test_a_cancelled_trial_ends_at_its_next_rung(tmp_path: Path) -> None:
+    """One trial alone ends as cancelled, with what it measured at that rung; others go on."""
+    folder, orders = TrialFolder(tmp_path / "trial"), OrderFolder(tmp_path / "orders")
+    orders.give(orders.cancelled(8))
+    Watched.after_step = staticmethod(lambda rows: orders.give(orders.cancelled(7)) if rows == 14 else None)
+    reports = run(Trial(lambda: Watched(lora()), RUNGS, folder, TrialOrders(orders, 7)))
+    assert [(report.rows, report.outcome) for report in reports] == [(10, None), (20, Outcome.CANCELLED)]
+    assert not Outcome.CANCELLED.is_failure
+    assert folder.read_reports() == reports
+    assert reports[-1].measurements["perplexity"] > 1
+
+
+def test_a_trial_at_its_end_is_finished_whatever_was_asked(tmp_path: Path) -> None:
+    """At the last rung there is nothing left to pause or cancel."""
+    folder, orders = TrialFolder(tmp_path / "trial"), OrderFolder(tmp_path / "orders")
+
+    def ask(rows: int) -> None:
+        if rows == 36:
+            orders.give(orders.rung)
+            orders.give(orders.cancelled(7))
+
+    Watched.after_step = staticmethod(ask)
+    reports = run(Trial(lambda: Watched(lora()), RUNGS, folder, TrialOrders(orders, 7)))
+    assert (reports[-1].outcome, reports[-1].paused) == (Outcome.COMPLETE, False)
+
+
+def test_checkpoints_between_rungs_when_they_are_due(tmp_path: Path) -> None:
+    """Every so many seconds a checkpoint is written; a trial whose process died goes on from the newest."""
+    folder = TrialFolder(tmp_path / "trial")
+    now = [0.0]
+    found: list[list[int]] = []
+
+    def step(rows: int) -> None:
+        now[0] += 1
+        found.append([rows for rows, _ in folder.checkpoints()])
+        if rows == 38:
+            raise KeyboardInterrupt  # not an error of the trial: nothing is caught, as when the process is killed
+
+    Watched.after_step = staticmethod(step)
+    trial = Trial(lambda: Watched(lora()), (10, 40), folder, checkpoint_seconds=3, clock=lambda: now[0])
+    assert trial.next_rung().rows == 10  # steps of 4, so 12 rows in three seconds
+    with pytest.raises(KeyboardInterrupt):
+        trial.next_rung()
+    assert [rows for rows, _ in folder.checkpoints()] == [34, 22]
+    assert found[-1] == [34, 22]
+    Watched.after_step = staticmethod(lambda rows: found.append([rows]))
+    assert run(Trial(lambda: Watched(lora()), (10, 40), folder))[-1].outcome is Outcome.COMPLETE
+    assert found[-2:] == [[38], [40]]
+
+
+def test_checkpoints_that_are_always_due_do_not_hold_the_training_up(tmp_path: Path) -> None:
+    """However short the interval, there is a step between two checkpoints."""
+    folder = TrialFolder(tmp_path / "trial")
+    assert run(Trial(toy, RUNGS, folder, checkpoint_seconds=0))[-1].outcome is Outcome.COMPLETE
+
+
+def test_a_paused_report_survives_the_wire() -> None:
+    """What a worker says of a pause is what the driver hears, and older reports had none."""
+    paused = Report(12, {}, paused=True)
+    assert Report.from_json(paused.as_json()) == paused
+    assert Report.from_json({"rows": 1, "measurements": {}, "outcome": None, "error": ""}).paused is False
