@@ -96,16 +96,16 @@ class Meter:
     """
 
     total: float = 0.0
-    _running: dict[str, tuple[float, float]] = field(default_factory=dict)
+    _running: dict[int, tuple[float, float]] = field(default_factory=dict)
 
-    def began(self, name: str, share: float, now: float) -> None:
-        """An attempt began; one of that name that still runs ended just now."""
-        self.ended(name, now)
-        self._running[name] = (share, now)
+    def began(self, number: int, share: float, now: float) -> None:
+        """An attempt at a trial began; an earlier one that still runs ended just now."""
+        self.ended(number, now)
+        self._running[number] = (share, now)
 
-    def ended(self, name: str, now: float) -> None:
-        """An attempt ended; nothing where none of that name runs."""
-        share, since = self._running.pop(name, (0.0, now))
+    def ended(self, number: int, now: float) -> None:
+        """An attempt ended; nothing where none runs."""
+        share, since = self._running.pop(number, (0.0, now))
         self.total += share * (now - since)
 
     def spent(self, now: float) -> float:

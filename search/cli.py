@@ -72,8 +72,10 @@ def init(
 @app.command()
 def check(file: File, root: Root = None) -> None:
     """Validate a search file against its model, its data and this machine, without running it."""
-    from lorafront.search import environment  # noqa: F401  # before transformers
-    from lorafront.search.preflight import check as check_search
+    from lorafront.search.environment import heavy_imports  # before transformers
+
+    with heavy_imports():
+        from lorafront.search.preflight import check as check_search
     from lorafront.search.resolved import resolved_text
     from lorafront.search.run import refuse_existing
     from lorafront.search.search_file import read_search_file

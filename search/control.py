@@ -25,28 +25,33 @@ KEEP_SECONDS = 10.0  # between two writes of the times that were spent; so much 
 
 
 class Steering(Protocol):
-    """What the searcher asks before it hands out a trial."""
+    """What the searcher asks before it hands out a trial, and tells of each attempt at one."""
 
     @property
     def stopping(self) -> bool:
         """True where no trial may start any more."""
 
-    @property
-    def may_grow(self) -> bool:
-        """True where a spent budget may still grow while trials run."""
+    def attempt_began(self, number: int) -> None:
+        """A trial was handed to a worker."""
+
+    def attempt_ended(self, number: int) -> None:
+        """The worker is free, or gone."""
 
 
 class Unsteered:
-    """Nobody stops or extends anything."""
+    """Nobody stops anything or counts."""
 
     stopping = False
-    may_grow = False
+
+    def attempt_began(self, number: int) -> None:
+        """Nothing."""
+
+    def attempt_ended(self, number: int) -> None:
+        """Nothing."""
 
 
 class Control:
     """Implements `Steering` for a driver that lives."""
-
-    may_grow = True
 
     def __init__(
         self,
@@ -54,6 +59,8 @@ class Control:
         ledger: StudyLedger,
         observer: Observer,
         interruption: Interruption,
+        *,
+        share: Callable[[int], float] = lambda _number: 1.0,
         clock: Clock = time.monotonic,
     ) -> None:
         """Start to count the driver's time.
@@ -63,12 +70,14 @@ class Control:
             ledger: its study, with this driver's epoch begun.
             observer: hears why the search stops.
             interruption: knows of signals.
+            share: of a GPU that an attempt at a trial takes; without GPUs each counts as one.
             clock: seconds.
         """
         self._paths = paths
         self._ledger = ledger
         self._observer = observer
         self._interruption = interruption
+        self._share = share
         self._clock = clock
         self._orders = paths.orders(ledger.epoch)
         self._started = clock() - ledger.spent.seconds
@@ -125,13 +134,13 @@ class Control:
         if self.stopping and not limit_reached(self._ledger.search.budget, self.spent):
             raise Incomplete(f"{self._why}; {self._interruption.advice}")
 
-    def attempt_began(self, name: str, share: float) -> None:
-        """A worker started on a trial, with that share of a GPU."""
-        self._meter.began(name, share, self._clock())
+    def attempt_began(self, number: int) -> None:
+        """A trial was handed to a worker."""
+        self._meter.began(number, self._share(number), self._clock())
 
-    def attempt_ended(self, name: str) -> None:
+    def attempt_ended(self, number: int) -> None:
         """The worker is free, or gone."""
-        self._meter.ended(name, self._clock())
+        self._meter.ended(number, self._clock())
 
     def _do(self, request: requests.Request) -> None:
         if request.kind == "extend" and request.budget is not None:

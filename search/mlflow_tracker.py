@@ -7,7 +7,7 @@ nothing. Nothing here can stop or delay a trial.
 
 from __future__ import annotations
 
-import lorafront.search.environment  # isort: skip  # noqa: F401  # before MLflow
+from lorafront.search.environment import heavy_imports  # isort: skip  # before MLflow
 
 import math
 import os
@@ -130,7 +130,10 @@ def _follow(tracking: Tracking, paths: SearchPaths, stop: threading.Event, failu
             if away:
                 failures[:], wait = [away], RETRY_SECONDS
             else:
-                projection = projection or Projection(tracking, paths)
+                if projection is None:
+                    with heavy_imports():
+                        import mlflow  # noqa: F401
+                    projection = Projection(tracking, paths)
                 projection.update(read_study(paths.study_db), over=last)
                 failures.clear()
         except Exception as error:  # noqa: BLE001  # a thread's outermost line: tracking must never end a search

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import lorafront.search.environment  # isort: skip  # noqa: F401  # before Ray
 
-import contextlib
 import logging
 import os
 import shutil
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 if TYPE_CHECKING:
     from lorafront.search.search_file import SearchFile
@@ -20,54 +18,63 @@ if TYPE_CHECKING:
 SOCKET_ROOM = 20  # characters of a temporary folder; Ray puts sockets below it, whose names have a limit of 107
 
 
-@contextlib.contextmanager
-def ray_cluster() -> Iterator[Callable[[], Path]]:
-    """A Ray that listens on loopback only, while the block runs; one that is there already is used.
+class RayCluster:
+    """A Ray that listens on loopback only, while a `with` block runs; one that is there already is used.
 
-    It starts in a thread, so that the block can import and check meanwhile: that is several seconds of waiting. The
-    thread lives as long as Ray does, because the kernel ends Ray's processes with the thread that began them.
-
-    Yields:
-        Waits until Ray is up, and gives a private scratch folder for what Ray Tune writes and nobody reads. Raises
-        what the start raised.
+    It starts and ends in a thread, so that its user can import, check and write files meanwhile: that is several
+    seconds of waiting. The thread lives as long as Ray does, because the kernel ends Ray's processes with the thread
+    that began them.
     """
-    import ray
-    from ray import tune  # noqa: F401  # here and not in the thread: two threads that import can meet half a module
 
-    short = "/tmp" if len(tempfile.gettempdir()) > SOCKET_ROOM and os.path.isdir("/tmp") else None  # noqa: S108, PTH112
-    scratch = Path(tempfile.mkdtemp(prefix="lf-", dir=short))
-    up, over = threading.Event(), threading.Event()
-    failures: list[BaseException] = []
+    def __enter__(self) -> Self:
+        """Begin to start."""
+        import ray
+        from ray import tune  # noqa: F401  # here and not in the thread: two that import can meet half a module
 
-    def live() -> None:
-        try:
-            _start(scratch / "ray")
-        except BaseException as error:  # noqa: BLE001  # raised by whoever waits for Ray
-            failures.append(error)
-        up.set()
-        over.wait()
-        ray.shutdown()
+        short = "/tmp" if len(tempfile.gettempdir()) > SOCKET_ROOM and os.path.isdir("/tmp") else None  # noqa: S108, PTH112
+        self._scratch = Path(tempfile.mkdtemp(prefix="lf-", dir=short))
+        self._up, self._over = threading.Event(), threading.Event()
+        self._failure: BaseException | None = None
+        self._thread = None if ray.is_initialized() else threading.Thread(target=self._live, name="ray", daemon=True)
+        if self._thread is not None:
+            self._thread.start()
+        return self
 
-    def wait() -> Path:
-        up.wait()
-        if failures:
-            raise failures[0]
+    def wait(self) -> Path:
+        """Wait until Ray is up; raises what its start raised.
+
+        Returns:
+            A private scratch folder for what Ray Tune writes and nobody reads.
+        """
+        if self._thread is not None:
+            self._up.wait()
+        if self._failure is not None:
+            raise self._failure
         for name in ("ray", "ray.tune", "ray.train"):
             logging.getLogger(name).setLevel(logging.CRITICAL)  # what went wrong with a trial is told by the observer
-        return scratch / "tune"
+        return self._scratch / "tune"
 
-    own = None if ray.is_initialized() else threading.Thread(target=live, name="ray", daemon=True)
-    try:
-        if own is None:
-            up.set()
-        else:
-            own.start()
-        yield wait
-    finally:
-        over.set()
-        if own is not None:
-            own.join()
-        shutil.rmtree(scratch, ignore_errors=True)
+    def leave(self) -> None:
+        """Begin to end: nobody needs it any more."""
+        self._over.set()
+
+    def __exit__(self, *_: object) -> None:
+        """End, and wait until all of its processes are gone."""
+        self.leave()
+        if self._thread is not None:
+            self._thread.join()
+        shutil.rmtree(self._scratch, ignore_errors=True)
+
+    def _live(self) -> None:
+        import ray
+
+        try:
+            _start(self._scratch / "ray")
+        except BaseException as error:  # noqa: BLE001  # raised by whoever waits
+            self._failure = error
+        self._up.set()
+        self._over.wait()
+        ray.shutdown()
 
 
 def _start(folder: Path) -> None:

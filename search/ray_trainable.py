@@ -5,7 +5,7 @@ Thin: all work is `lorafront.trainables`. A trial's own failure is a report, so 
 
 from __future__ import annotations
 
-import gc
+import contextlib
 import json
 import sys
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import Any
 
 from ray import tune
 
+from lorafront.search.environment import heavy_imports
 from lorafront.trainables.orders import OrderFolder, TrialOrders
 from lorafront.trainables.trial import Trial, TrialFolder
 
@@ -68,13 +69,12 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # Ray is untyped
         """The heavy imports wait for the first step: the toy engine does without."""
 
         def make() -> Any:
-            from lorafront.trainables.config import TrialConfig
-            from lorafront.trainables.frozen_base import BaseCache
-            from lorafront.trainables.peft_session import open_session
+            with heavy_imports() if self._bases is None else contextlib.nullcontext():
+                from lorafront.trainables.config import TrialConfig
+                from lorafront.trainables.frozen_base import BaseCache
+                from lorafront.trainables.peft_session import open_session
 
-            if self._bases is None:
-                self._bases = BaseCache()
-                gc.freeze()  # once: what the imports made lives as long as the process, no collection has to look at it
+            self._bases = self._bases or BaseCache()
             return open_session(TrialConfig.model_validate(config[CONFIG]), self._bases)
 
         return make

@@ -6,11 +6,11 @@ is done. The driver is the only writer of the study and of MLflow.
 
 from __future__ import annotations
 
-import lorafront.search.environment  # isort: skip  # noqa: F401  # before Ray and MLflow
+from lorafront.search.environment import heavy_imports  # isort: skip  # before Ray and MLflow
 
 import contextlib
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,7 @@ from lorafront.search.interruption import Interruption
 from lorafront.search.ownership import owned
 from lorafront.search.paths import RootPaths, SearchPaths
 from lorafront.search.progress import Observer, Silent, last_line
-from lorafront.search.ray_cluster import ray_cluster, resources_per_trial, workers
+from lorafront.search.ray_cluster import RayCluster, resources_per_trial, workers
 from lorafront.search.search_file import Budget, SearchFile
 from lorafront.search.stopping import RULES, StoppingRule
 from lorafront.search.study_table import StudyTable, read_study
@@ -61,14 +61,15 @@ def run_search(
         Incomplete: it was interrupted; `resume_search` goes on.
     """
     paths = root.search(search.name)
-    with claimed(paths), ray_cluster() as ray_up:
-        from lorafront.search.preflight import check
+    with claimed(paths), RayCluster() as cluster:
+        with heavy_imports():
+            from lorafront.search.preflight import check
 
         prepared = check(search, root, near or Path.cwd())
         tracking = _tracking(prepared.search, root)
         write_text(paths.search_yaml, text or search.model_dump_json(indent=2, exclude_none=True))
         prepared.store()
-        return _drive(prepared, paths, observer or Silent(), tracking, engine, ray_up, create=True)
+        return _drive(prepared, paths, observer or Silent(), tracking, engine, cluster, create=True)
 
 
 def resume_search(
@@ -94,16 +95,17 @@ def resume_search(
         Incomplete: it was interrupted again.
     """
     paths = root.existing(name)
-    with owned(paths), ray_cluster() as ray_up:  # both before the heavy imports; a second driver is refused at once
+    with owned(paths), RayCluster() as cluster:  # both before the heavy imports; a second driver is refused at once
         requests.forget_stops(paths)
-        from lorafront.search.preflight import check
+        with heavy_imports():
+            from lorafront.search.preflight import check
 
         earlier = read_study(paths.study_db)
         search = earlier.search.model_copy(update={"budget": budget or earlier.search.budget})
         prepared = check(search, root, paths.folder, warm=not earlier.warmed)
         prepared.store()
         tracking = _tracking(prepared.search, root)
-        return _drive(prepared, paths, observer or Silent(), tracking, engine, ray_up, create=False)
+        return _drive(prepared, paths, observer or Silent(), tracking, engine, cluster, create=False)
 
 
 def _tracking(search: SearchFile, root: RootPaths) -> mlflow_tracker.Tracking:
@@ -156,12 +158,13 @@ def _drive(
     observer: Observer,
     tracking: mlflow_tracker.Tracking,
     engine: str,
-    ray_up: Callable[[], Path],
+    cluster: RayCluster,
     *,
     create: bool,
 ) -> StudyTable:
-    from lorafront.search.control import Control
-    from lorafront.search.study import StudyLedger
+    with heavy_imports():
+        from lorafront.search.control import Control
+        from lorafront.search.study import StudyLedger
 
     ledger = StudyLedger(
         paths.study_db,
@@ -192,8 +195,9 @@ def _drive(
         with interruption, mlflow_tracker.following(tracking, paths, observer.said, interruption.patience):
             if not spent:
                 control = Control(paths, ledger, observer, interruption)
-                _tune(prepared, paths, ledger, observer, unfinished, engine, ray_up, control, interruption)
+                _tune(prepared, paths, ledger, observer, unfinished, engine, cluster, control, interruption)
                 control.conclude()
+            cluster.leave()
             table = read_study(paths.study_db)
             write_front(table, paths)
     except KeyboardInterrupt:
@@ -228,7 +232,7 @@ def _tune(
     observer: Observer,
     unfinished: list[tuple[int, LoraConfiguration]],
     engine: str,
-    ray_up: Callable[[], Path],
+    cluster: RayCluster,
     control: Control,
     interruption: Interruption,
 ) -> None:
@@ -264,7 +268,7 @@ def _tune(
         rule=make_rule(prepared.search, read_study(paths.study_db)),
         steering=control,
     )
-    tuner = _tuner(searcher, ParetoScheduler(searcher), RayControl(control), prepared.search, ray_up())
+    tuner = _tuner(searcher, ParetoScheduler(searcher), RayControl(control, searcher), prepared.search, cluster.wait())
     try:
         with interruption.noted():
             tuner.fit()
@@ -278,7 +282,7 @@ def _tune(
         observer.said(f"{ledger.end.value}; the search ends before its budget")
 
 
-def _tuner(searcher: Any, scheduler: Any, hooks: Any, search: SearchFile, scratch: Path) -> Any:
+def _tuner(searcher: Any, scheduler: Any, stopper: Any, search: SearchFile, scratch: Path) -> Any:
     """Ray Tune, told to start a lost worker again, and to keep nothing that anybody would read."""
     from ray import tune
     from ray.tune import CheckpointConfig, FailureConfig, RunConfig, TuneConfig
@@ -300,8 +304,7 @@ def _tuner(searcher: Any, scheduler: Any, hooks: Any, search: SearchFile, scratc
             name="tune",
             storage_path=str(scratch),
             verbose=0,
-            stop=hooks,
-            callbacks=[hooks],
+            stop=stopper,
             failure_config=FailureConfig(max_failures=-1),  # the searcher counts them by trial
             checkpoint_config=CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
         ),

@@ -105,8 +105,8 @@ def make_trial(
 @pytest.fixture(scope="session")
 def ray_session() -> Iterator[None]:
     """One Ray for all tests of a session: starting it costs several seconds."""
-    from lorafront.search.ray_cluster import ray_cluster
+    from lorafront.search.ray_cluster import RayCluster
 
-    with ray_cluster() as up:
-        up()
+    with RayCluster() as cluster:
+        cluster.wait()
         yield
