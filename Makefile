@@ -5,7 +5,7 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint const
 SOURCES := pyproject.toml README.md $(wildcard search/*.py trainables/*.py spaces/*.py)
 ROOT ?= runs
 
-.PHONY: demo test check-code tests clean
+.PHONY: demo test check-code tests faults clean
 
 demo: .venv/installed examples/text/python-reference.txt
 	@rm -rf $(ROOT)/demo
@@ -24,6 +24,10 @@ check-code:
 
 tests:
 	$(BIN)/python -m pytest --durations=10
+
+# Whole searches under kills, full disks and hung servers; a quarter of an hour on two cores.
+faults: .venv/installed-test
+	$(BIN)/python -m pytest tests/faults -m "faults or not faults" --durations=10
 
 # torch comes first and alone, so that nothing else decides which build is taken.
 .venv/dependencies: pyproject.toml constraints.txt

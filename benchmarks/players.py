@@ -55,7 +55,7 @@ class LorafrontPlayer:
     """Our searcher with a study in memory."""
 
     def __init__(self, arena: Arena, sampler: str, early_stopping: str) -> None:
-        from lorafront.search.optuna_searcher import OptunaSearcher
+        from lorafront.search.optuna_searcher import OptunaSearcher, Workplace
         from lorafront.search.run import make_rule
         from lorafront.search.study import StudyLedger
 
@@ -66,8 +66,7 @@ class LorafrontPlayer:
             ledger.study.enqueue_trial(arena.table.params(row))
         self.searcher = OptunaSearcher(
             ledger,
-            lambda _number, lora: {"row": self.table.row_of(lora)},
-            lambda _number: [],
+            Workplace(lambda _number, lora: {"row": self.table.row_of(lora)}),
             Silent(),
             unfinished=[],
             rule=make_rule(search, StudyTable(search, (), {}, ())),

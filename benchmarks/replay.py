@@ -80,16 +80,16 @@ class Replay:
 
     def play(self, player: Player) -> Iterator[Ended]:
         """Trials in the order in which they end; stop asking, and the search is over."""
-        clock, finished, asked, over = 0.0, 0.0, 0, False
+        clock, finished, asked = 0.0, 0.0, 0
         waiting: deque[tuple[int, int]] = deque()  # order and row of what has no worker yet
         running: list[tuple[float, int, _Running]] = []  # by time, then by who started first
         while True:
-            while not over and len(running) + len(waiting) < self.workers + self.ahead:
+            while len(running) + len(waiting) < self.workers + self.ahead:
                 row = player.suggest(f"trial-{asked}")
-                over = row is None
-                if row is not None:
-                    waiting.append((asked, row))
-                    asked += 1
+                if row is None:  # for now: one that runs may have to be run again
+                    break
+                waiting.append((asked, row))
+                asked += 1
             while waiting and len(running) < self.workers:
                 order, row = waiting.popleft()
                 trial = _Running(f"trial-{order}", row, order, clock)

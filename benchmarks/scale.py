@@ -39,7 +39,7 @@ from optuna.samplers import RandomSampler
 from optuna.trial import FixedTrial
 
 from lorafront.search import study_table
-from lorafront.search.optuna_searcher import OptunaSearcher
+from lorafront.search.optuna_searcher import OptunaSearcher, Workplace
 from lorafront.search.paths import RootPaths, SearchPaths
 from lorafront.search.progress import Silent
 from lorafront.search.ray_trainable import REPORT
@@ -116,7 +116,7 @@ class Driven:
         self.ledger.keep_starts([Start("", self._draw()[1], own=True) for _ in range(in_flight)])
         self.configurations: dict[str, LoraConfiguration] = {}
         self.searcher = OptunaSearcher(
-            self.ledger, lambda _number, lora: {"lora": lora}, lambda _: [], Silent(), unfinished=[]
+            self.ledger, Workplace(lambda _number, lora: {"lora": lora}), Silent(), unfinished=[]
         )
         self.asked = 0
         self.start_points = median([self.suggest() for _ in range(in_flight)])

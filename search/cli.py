@@ -36,6 +36,7 @@ app = typer.Typer(
 Root = Annotated[Path | None, typer.Option("--root", help="Folder of the searches [LORAFRONT_ROOT, else runs].")]
 Name = Annotated[str, typer.Argument(help="Name of a search.")]
 File = Annotated[Path, typer.Argument(help="Search file (YAML).")]
+Engine = Annotated[str, typer.Option(hidden=True, help="`toy` rehearses a search without training anything.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -91,7 +92,7 @@ def check(file: File, root: Root = None) -> None:
 
 
 @app.command()
-def run(file: File, root: Root = None) -> None:
+def run(file: File, root: Root = None, engine: Engine = "process") -> None:
     """Run a search, from the first trial to the front."""
     from lorafront.search.run import refuse_existing, run_search
     from lorafront.search.search_file import read_search_file
@@ -101,17 +102,19 @@ def run(file: File, root: Root = None) -> None:
     paths = _root(root)
     refuse_existing(paths.search(search.name))
     text = file.read_text(encoding="utf-8-sig")
-    table = _placed(file, lambda: run_search(search, paths, _observer(), text=text, near=file.absolute().parent))
+    near = file.absolute().parent
+    table = _placed(file, lambda: run_search(search, paths, _observer(), text=text, near=near, engine=engine))
     _conclude(table, paths, time.monotonic() - start)
 
 
 @app.command()
-def resume(name: Name, root: Root = None) -> None:
+def resume(name: Name, root: Root = None, engine: Engine = "process") -> None:
     """Go on with a search that was interrupted."""
     from lorafront.search.run import resume_search
 
     start = time.monotonic()
-    _conclude(resume_search(name, _root(root), _observer()), _root(root), time.monotonic() - start)
+    table = resume_search(name, _root(root), _observer(), engine=engine)
+    _conclude(table, _root(root), time.monotonic() - start)
 
 
 @app.command()
@@ -297,6 +300,16 @@ def mlflow_sync(name: Name, root: Root = None) -> None:
     with owned(search_paths):  # a living driver does the same
         count = sync(tracking, search_paths)
     typer.echo(f"{count} trials of {name} stand in {shown(tracking.uri)}")
+
+
+@app.command()
+def doctor(name: Name, root: Root = None) -> None:
+    """Check that study, trials' files and MLflow of a search fit together; exits 0, or 5 (mendable), or 6 (damage)."""
+    from lorafront.search.doctor_report import consult
+
+    found = consult(_root(root), name, typer.echo)
+    if found:
+        sys.exit(6 if any(finding.damage for finding in found) else 5)
 
 
 @app.command()

@@ -21,7 +21,8 @@ from lorafront.search.study_table import StudyTable, TrialRecord, read_study
 from lorafront.search.tables import front_csv, number
 from lorafront.spaces.errors import InvalidInput, NoFront, StateUnreadable
 from lorafront.spaces.lora import LoraConfiguration
-from lorafront.trainables.checkpoint import read_manifest, write_json, write_text
+from lorafront.trainables.checkpoint import ASIDE, read_manifest, write_json, write_text
+from lorafront.trainables.fault_points import reached
 
 _ARGUMENTS = [
     'arguments = json.loads((here / "model_arguments.json").read_text())',
@@ -47,16 +48,18 @@ def export_front(paths: SearchPaths, out: Path, numbers: Sequence[int] = ()) -> 
     if out.is_dir() and any(out.iterdir()) and not (out / "index.json").is_file():
         raise InvalidInput(f"{out} holds other files; give a new folder")
     model = model_from_here(table)
-    for stale in out.glob("trial-*"):  # of an earlier export into the same folder
-        shutil.rmtree(stale)
     folders = [_export_trial(table, trial, paths, out / f"trial-{trial.number:05d}", model) for trial in chosen]
+    reached("mid_export")
     objectives = table.search.objective_list
     index = [
         {**entry, "folder": folder.name} for entry, folder in zip(as_json(chosen, objectives), folders, strict=True)
     ]
+    # An earlier export into the same folder stays whole until the index says otherwise.
     write_json(out / "index.json", {"search": paths.name, "model": model, "trials": index})
     write_text(out / "index.csv", front_csv(table, chosen))
     write_text(out / "README.md", _index_readme(table, chosen, model))
+    for stale in set(out.glob("trial-*")) - set(folders):
+        shutil.rmtree(stale)
     return folders
 
 
@@ -77,6 +80,20 @@ def model_from_here(table: StudyTable) -> str:
 
 
 def _export_trial(table: StudyTable, trial: TrialRecord, paths: SearchPaths, out: Path, model: str) -> Path:
+    """Write a trial's folder aside, then put it in the place of an older one."""
+    aside, old = (out.with_name(f"{out.name}{ASIDE}{what}") for what in ("new", "old"))
+    for left in (aside, old):
+        shutil.rmtree(left, ignore_errors=True)
+    _write_trial(table, trial, paths, aside, out, model)
+    if out.exists():
+        out.rename(old)
+    aside.rename(out)
+    shutil.rmtree(old, ignore_errors=True)
+    return out
+
+
+def _write_trial(table: StudyTable, trial: TrialRecord, paths: SearchPaths, out: Path, final: Path, model: str) -> None:
+    """Args: out: where to write. final: where it will stand."""
     if trial.lora is None or trial.last is None:
         raise StateUnreadable(f"trial {trial.number} has no result in {paths.study_db}")
     checkpoint = paths.trial(trial.number, trial.epoch).checkpoint(trial.last.rows)
@@ -110,8 +127,7 @@ def _export_trial(table: StudyTable, trial: TrialRecord, paths: SearchPaths, out
         "train_rows": trial.last.rows, "seed": table.search.seed,
     }  # fmt: skip
     write_json(out / "lorafront.json", numbers)
-    write_text(out / "README.md", _readme(table, trial, model, base, Path(os.path.relpath(out))))
-    return out
+    write_text(out / "README.md", _readme(table, trial, model, base, Path(os.path.relpath(final))))
 
 
 def training_arguments(

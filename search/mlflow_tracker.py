@@ -27,6 +27,7 @@ from lorafront.search.search_file import SearchFile
 from lorafront.search.study_table import StudyTable, TrialRecord, read_study
 from lorafront.search.tables import front_csv, summary
 from lorafront.spaces.parameters import describe
+from lorafront.trainables.fault_points import reached
 from lorafront.trainables.outcome import Outcome
 
 if TYPE_CHECKING:
@@ -242,6 +243,7 @@ class Projection:
 
         if trial.number not in self._runs:
             self._runs[trial.number] = self._new_child(client, trial, table)
+            reached("mid_mlflow")
         run_id = self._runs[trial.number]
         params = (
             [Param(key, str(value)) for key, value in trial.lora.model_dump(mode="json").items()] if trial.lora else []

@@ -7,34 +7,53 @@ Every result is in the study before anyone else hears of it. Runs in the driver'
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ray.tune.search import Searcher
 
 from lorafront.search.control import Steering, Unsteered
-from lorafront.search.progress import Observer
+from lorafront.search.progress import Observer, last_line
 from lorafront.search.ray_trainable import REPORT
+from lorafront.search.retries import OUT_OF_MEMORY, Waiting, allowed, kind
 from lorafront.search.stopping import Never, StoppingRule
-from lorafront.search.study import StudyLedger
+from lorafront.search.study import WRITE_ERRORS, StudyLedger
 from lorafront.spaces.lora import LoraConfiguration
+from lorafront.trainables.fault_points import reached
 from lorafront.trainables.outcome import Outcome
 from lorafront.trainables.trial import Report
 
-Dispatch = Callable[[int, LoraConfiguration], dict[str, Any]]
-MAX_WORKER_LOSSES = 2  # a trial whose worker died is started again so often, from its last checkpoint
+LOST = Report(0, {}, Outcome.INFRA_LOST, "the worker process died")
+HUNG = Report(0, {}, Outcome.TIMEOUT, "the worker made no progress and was ended")
+
+
+@dataclass(frozen=True)
+class Workplace:
+    """What the searcher asks of the place where trials run.
+
+    Attributes:
+        dispatch: a trial's number and configuration to what its worker needs.
+        recover: a trial's reports from its result file, the final one last; none where there is no such file.
+        set_aside: removes the result file of a trial that is run again.
+        hung: told that a trial has ended, says whether its worker was ended because it hung.
+        alone: whether a trial needs a worker that shares its GPU with no other.
+    """
+
+    dispatch: Callable[[int, LoraConfiguration], dict[str, Any]]
+    recover: Callable[[int], list[Report]] = lambda _: []
+    set_aside: Callable[[int], None] = lambda _: None
+    hung: Callable[[int], bool] = lambda _: False
+    alone: Callable[[int], bool] = lambda _: False
 
 
 class OptunaSearcher(Searcher):  # type: ignore[misc]  # Ray is untyped
-    """Asks the study until the budget is spent, trials that were lost with an earlier driver first."""
+    """Asks the study until the budget is spent, trials that are to be run again first."""
 
     def __init__(
         self,
         ledger: StudyLedger,
-        dispatch: Dispatch,
-        recover: Callable[[int], list[Report]],
+        workplace: Workplace,
         observer: Observer,
         *,
         unfinished: list[tuple[int, LoraConfiguration]],
@@ -45,8 +64,7 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]  # Ray is untyped
 
         Args:
             ledger: the study.
-            dispatch: a trial's number and configuration to what its worker needs.
-            recover: a trial's reports from its result file, the final one last; none where there is no such file.
+            workplace: where trials run.
             observer: hears of every event.
             unfinished: trials to run again under their own numbers.
             rule: which trials end before full fidelity; none is none.
@@ -56,12 +74,13 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]  # Ray is untyped
         self.ledger = ledger
         self.observer = observer
         self.exhausted = False
-        self._dispatch = dispatch
-        self._recover = recover
-        self._queue = list(unfinished)
+        self.halted = ""  # why no more is started although there is budget left; the trials that run may end
+        self._workplace = workplace
+        self._waiting = Waiting(list(unfinished))
+        self._again = {number for number, _ in unfinished}  # an earlier attempt may know of rungs that we never heard
         self._rule = rule or Never()
         self._running: dict[str, int] = {}
-        self._losses: Counter[int] = Counter()
+        self._reached: dict[int, int] = {}  # rows of the newest rung that this driver heard of
         self._steering = steering or Unsteered()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -74,29 +93,56 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]  # Ray is untyped
     def restore(self, checkpoint_path: str) -> None:
         """Nothing to restore: the study is the state."""
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
-        """The next trial; None where there may be one later; FINISHED where there will be none."""
-        if self._steering.stopping:
+    @property
+    def busy(self) -> bool:
+        """True while any trial runs."""
+        return bool(self._running)
+
+    def suggest(self, trial_id: str, *, shared: bool = False) -> dict[str, Any] | str | None:
+        """The next trial; FINISHED where the budget is spent, the space has no more, or the search has to stop.
+
+        None while trials run: one of them may have to be run again, or the budget may grow, and Ray never asks again
+        after FINISHED.
+
+        Args:
+            trial_id: Ray Tune's, of the worker.
+            shared: the worker shares its GPU, so it gets no trial that needs one alone.
+        """
+        config = None
+        if not self._steering.stopping and not self.halted:
+            try:
+                config = self._start(trial_id, shared=shared)
+            except WRITE_ERRORS as failure:
+                self._halt(f"no trial could be started ({_reason(failure)})")
+        if config is None and (self._steering.stopping or self.halted or not self._running):
             return str(Searcher.FINISHED)
-        if self._queue:
-            number, lora = self._queue.pop(0)
-        elif self._is_spent():
-            waits = self._running and self._steering.may_grow
-            return None if waits else str(Searcher.FINISHED)
-        else:
-            asked = self.ledger.ask()
-            if asked is None:
-                self.exhausted = True
-                return str(Searcher.FINISHED)
-            number, lora = asked
-        config = self._dispatch(number, lora)  # adopts checkpoints of an older epoch, so before the epoch moves on
+        return config
+
+    def _start(self, trial_id: str, *, shared: bool) -> dict[str, Any] | None:
+        following = self._following(shared=shared)
+        if following is None:
+            return None
+        number, lora = following
+        reached("after_ask_before_start")
+        # Adopts checkpoints of an older epoch, so before the epoch moves on.
+        config = self._workplace.dispatch(number, lora)
         self.ledger.started(number)
         self._running[trial_id] = number
+        self._steering.attempt_began(number)
         self.observer.started(number, lora)
         return config
 
+    def _following(self, *, shared: bool) -> tuple[int, LoraConfiguration] | None:
+        alone = self._workplace.alone if shared else None
+        again = self._waiting.pop(frozenset(self._running.values()), alone)
+        if again is not None or self.exhausted or self._is_spent():
+            return again
+        asked = self.ledger.ask()
+        self.exhausted = asked is None
+        return asked
+
     def _is_spent(self) -> bool:
-        return self.ledger.recorded + len(self._running) >= self.ledger.search.budget.trials
+        return self.ledger.recorded + len(self._running) + len(self._waiting) >= self.ledger.search.budget.trials
 
     def judge(self, trial_id: str, result: dict[str, Any]) -> bool:
         """Hear of a rung: record it unless it is the end, and say whether the trial ends here, by itself or by us."""
@@ -106,33 +152,72 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]  # Ray is untyped
         report = Report.from_json(json.loads(result[REPORT]))
         if report.outcome is not None or report.paused:
             return True
-        values = self.ledger.record_rung(number, report)
+        reached("before_rung")
+        try:
+            values = self.ledger.record_rung(number, report)
+        except WRITE_ERRORS as failure:
+            self._left(trial_id)  # unfinished in the study; its checkpoint has what it did
+            self._halt(f"a rung of trial {number} could not be stored ({_reason(failure)})")
+            return True
+        self._reached[number] = report.rows
         self.observer.reported(number, report)
         return self._rule.stops(number, report.rows, values)
 
-    def lost(self, trial_id: str) -> bool:
-        """Hear that the worker died; True where its trial has lost more of them than are replaced."""
-        number = self._running.get(trial_id)
-        if number is None:
-            return False
-        self._losses[number] += 1
-        return self._losses[number] > MAX_WORKER_LOSSES
-
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """The end of a trial: its own, ours where the last report is no end, or with `error` that of its worker."""
-        number = self._running.pop(trial_id, None)
-        if number is None:
+        """The end of a trial: its own, ours where the last report is no end, or with `error` that of its worker.
+
+        Ray Tune swallows what this raises and reports the trial a second time, so an end that could not be stored stops
+        the search instead: the trial stays as it is, and its result file tells the next driver.
+        """
+        if trial_id not in self._running:
             return
-        if result and REPORT in result and not error:
-            reports = [Report.from_json(json.loads(result[REPORT]))]
-        else:
-            reports = self._recover(number) or [Report(0, {}, Outcome.INFRA_LOST, "the worker process died")]
-        for report in reports:
-            if report.at_rung:
-                self.ledger.record_rung(number, report)
+        number, hung = self._left(trial_id)
+        report = Report.from_json(json.loads(result[REPORT])) if result and REPORT in result and not error else None
+        try:
+            self._end(number, report, LOST if not hung else HUNG)
+        except Exception as failure:  # noqa: BLE001  # this is Ray's side of the fence, as said above
+            self._halt(f"the end of trial {number} could not be stored ({_reason(failure)})")
+
+    def _left(self, trial_id: str) -> tuple[int, bool]:
+        """The trial does not run any more; its number, and whether its worker was ended because it hung."""
+        number = self._running.pop(trial_id)
+        self._steering.attempt_ended(number)
+        return number, self._workplace.hung(number)
+
+    def _end(self, number: int, report: Report | None, gone: Report) -> None:
+        if report is not None and report.outcome is None and not report.paused:
+            report = replace(report, outcome=Outcome.STOPPED)
+        written = self._workplace.recover(number) if report is None or number in self._again else []
+        reports = written or [report or gone]
+        for one in reports:
+            if one.at_rung:
+                self.ledger.record_rung(number, one)
         last = reports[-1]
         if last.paused:
             self.observer.reported(number, last)
             return  # unfinished in the study: `resume` goes on with it
-        last = last if last.outcome else replace(last, outcome=Outcome.STOPPED)
-        self.observer.reported(number, self.ledger.tell(number, last))
+        outcome = last.outcome or Outcome.INFRA_LOST
+        rows = self._reached.get(number, 0)
+        if outcome is Outcome.DISK_FULL:
+            self._halt(f"trial {number}: {last_line(last.error)}")  # a full disk says nothing about the trial
+        elif allowed(self.ledger, number, outcome, rows):
+            self._workplace.set_aside(number)  # first: a crash before it is counted costs one attempt more, no result
+            self.ledger.count_end(number, kind(outcome, rows))
+            beside = frozenset(self._running.values()) if outcome in OUT_OF_MEMORY else frozenset[int]()
+            self._waiting.add(number, self.ledger.configurations[number], beside)
+            self._again.add(number)
+            self.observer.said(f"trial {number} will be run again: {last_line(last.error)}")
+        else:
+            reached("before_tell")
+            self.observer.reported(number, self.ledger.tell(number, last))
+
+    def _halt(self, reason: str) -> None:
+        self.halted = self.halted or reason
+        self.observer.said(f"no new trials are started: {reason}")
+
+
+def _reason(error: BaseException) -> str:
+    """What lies at the bottom of it: Optuna wraps a full disk twice, in a text that does not mention it."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return f"{type(error).__name__}: {last_line(str(error))}"

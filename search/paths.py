@@ -158,10 +158,15 @@ class SearchPaths:
         """The front, as `pareto --json` prints it."""
         return self.folder / "front.json"
 
+    @property
+    def trials(self) -> Path:
+        """Folder of the trials' folders."""
+        return self.folder / "trials"
+
     def is_unused(self) -> bool:
         """True where nothing stands under the name, or only what a driver that died in its checks left."""
         return not self.folder.exists() or {path.name for path in self.folder.iterdir()} <= {self.driver_lock.name}
 
     def trial(self, number: int, epoch: int) -> TrialFolder:
         """Folder of one trial, as written by the driver of that epoch."""
-        return TrialFolder(self.folder / "trials" / f"{number:05d}" / f"epoch-{epoch}")
+        return TrialFolder(self.trials / f"{number:05d}" / f"epoch-{epoch}")

@@ -91,13 +91,14 @@ def _start(folder: Path) -> None:
     )
 
 
-def resources_per_trial(search: SearchFile) -> dict[str, float]:
-    """What Ray reserves for one trial: CPU cores, and GPUs where there are any."""
+def resources_per_trial(search: SearchFile, *, alone: bool = False) -> dict[str, float]:
+    """What Ray reserves for one trial: CPU cores, and GPUs where there are any; `alone`, no GPU is shared."""
     import torch
 
     resources: dict[str, float] = {"cpu": search.resources.cpus_per_trial}
     if torch.cuda.is_available():
-        resources["gpu"] = 1.0 if search.resources.gpus_per_trial is None else search.resources.gpus_per_trial
+        share = 1.0 if search.resources.gpus_per_trial is None else search.resources.gpus_per_trial
+        resources["gpu"] = max(1.0, share) if alone else share
     return resources
 
 

@@ -18,6 +18,7 @@ from lorafront.trainables.orders import OrderFolder, TrialOrders
 from lorafront.trainables.trial import Trial, TrialFolder
 
 NUMBER, FOLDER, ORDERS, CONFIG, ENGINE = "number", "folder", "orders", "config", "engine"
+ALONE = "alone"  # after it ran out of memory beside others
 REPORT = "report"
 TOYS = {"toy": 0.0, "slow-toy": 0.05}  # seconds of an optimizer step
 
@@ -26,7 +27,7 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # Ray is untyped
     """One step is one rung."""
 
     def setup(self, config: dict[str, Any]) -> None:
-        """Start an actor; an empty configuration is that of a worker that is no longer needed."""
+        """Start an actor with its first configuration."""
         self._bases: Any = None
         self._trial: Trial | None = None
         self._next = config
@@ -37,12 +38,10 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # Ray is untyped
 
     def step(self) -> dict[str, Any]:
         """Train to the next rung. The report says whether the trial has ended; the actor lives on for the next one."""
-        if self._next:
+        if self._trial is None or self._next:
             config, self._next = self._next, {}
             self.cleanup()
             self._trial = self._open(config)
-        if self._trial is None:
-            return {"done": True}
         report = self._trial.next_rung()
         if report.outcome is not None and report.outcome.is_failure:
             if self._bases is not None:

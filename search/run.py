@@ -25,12 +25,14 @@ from lorafront.search.ray_cluster import RayCluster, resources_per_trial, worker
 from lorafront.search.search_file import Budget, SearchFile
 from lorafront.search.stopping import RULES, StoppingRule
 from lorafront.search.study_table import StudyTable, read_study
+from lorafront.search.watchdog import Watchdog, end_leftovers
 from lorafront.spaces.errors import Incomplete, InvalidInput, Problem, SearchExists
 from lorafront.spaces.objectives import minimized
 from lorafront.trainables.checkpoint import write_json, write_text
+from lorafront.trainables.fault_points import reached
+from lorafront.trainables.outcome import Outcome, classify
 
 if TYPE_CHECKING:
-    from lorafront.search.control import Control
     from lorafront.search.preflight import Prepared
     from lorafront.search.study import StudyLedger
     from lorafront.spaces.lora import LoraConfiguration
@@ -163,7 +165,6 @@ def _drive(
     create: bool,
 ) -> StudyTable:
     with heavy_imports():
-        from lorafront.search.control import Control
         from lorafront.search.study import StudyLedger
 
     ledger = StudyLedger(
@@ -180,6 +181,7 @@ def _drive(
     if not ledger.warmed:
         ledger.keep_observations(prepared.warm.observations)
     ledger.keep_starts(prepared.starts.points)
+    end_leftovers(paths, {trial.number: trial.epoch for trial in read_study(paths.study_db).running})
     unfinished = _reconcile(ledger, paths)
     spent = bool(limit_reached(prepared.search.budget, ledger.spent)) or (ledger.end is not None and not unfinished)
     if not spent:
@@ -194,14 +196,16 @@ def _drive(
             observer.said(f"{tracking.problem}; its runs are written when it answers again")
         with interruption, mlflow_tracker.following(tracking, paths, observer.said, interruption.patience):
             if not spent:
-                control = Control(paths, ledger, observer, interruption)
-                _tune(prepared, paths, ledger, observer, unfinished, engine, cluster, control, interruption)
-                control.conclude()
+                _tune(prepared, paths, ledger, observer, unfinished, engine, cluster, interruption)
             cluster.leave()
             table = read_study(paths.study_db)
             write_front(table, paths)
     except KeyboardInterrupt:
         raise Incomplete(f"interrupted; {interruption.advice}") from None
+    except OSError as error:
+        if classify(error) is not Outcome.DISK_FULL:
+            raise
+        raise Incomplete(f"{error}; make room and go on with: lorafront resume {paths.name}") from error
     finally:
         observer.ended()
     return table
@@ -212,10 +216,19 @@ def _reconcile(ledger: StudyLedger, paths: SearchPaths) -> list[tuple[int, LoraC
 
     A result file is durable before anyone hears of it, so a trial whose driver died is told from its file.
     """
+    from lorafront.search.retries import allowed, kind
+
     unfinished = []
     epochs = {trial.number: trial.epoch for trial in read_study(paths.study_db).running}
     for number, lora in ledger.running():
-        reports = paths.trial(number, epochs.get(number, 0)).read_reports()
+        folder = paths.trial(number, epochs.get(number, 0))
+        folder.sweep()
+        reports = folder.read_reports()
+        outcome = reports[-1].outcome if reports else None
+        if outcome is not None and allowed(ledger, number, outcome, reports[-1].rows):
+            folder.set_result_aside()
+            ledger.count_end(number, kind(outcome, reports[-1].rows))
+            reports = []
         if reports:
             for report in filter(lambda report: report.at_rung, reports):
                 ledger.record_rung(number, report)
@@ -233,64 +246,88 @@ def _tune(
     unfinished: list[tuple[int, LoraConfiguration]],
     engine: str,
     cluster: RayCluster,
-    control: Control,
     interruption: Interruption,
 ) -> None:
     from ray.tune import TuneError
 
-    from lorafront.search.optuna_searcher import OptunaSearcher
+    from lorafront.search.control import Control
+    from lorafront.search.optuna_searcher import OptunaSearcher, Workplace
     from lorafront.search.pareto_scheduler import ParetoScheduler
     from lorafront.search.ray_control import RayControl
-    from lorafront.search.ray_trainable import CONFIG, ENGINE, FOLDER, NUMBER, ORDERS
+    from lorafront.search.ray_trainable import ALONE, CONFIG, ENGINE, FOLDER, NUMBER, ORDERS
+    from lorafront.search.retries import ran_out
 
-    epoch = ledger.epoch
+    search, epoch = prepared.search, ledger.epoch
     # A trial goes on in the folder of the epoch that began it, so that its checkpoints are found.
     begun = {trial.number: trial.epoch for trial in read_study(paths.study_db).running if trial.epoch}
+    watchdog = Watchdog(search.resources.hang_minutes * 60)
+    shares = resources_per_trial(search) != resources_per_trial(search, alone=True)
+
+    def alone(number: int) -> bool:
+        return shares and ran_out(ledger, number)
 
     def dispatch(number: int, lora: LoraConfiguration) -> dict[str, Any]:
         folder = paths.trial(number, epoch).path
         if number in begun and begun[number] != epoch:
             _adopt(paths.trial(number, begun[number]).path, folder)
+        watchdog.watch(number, folder)
         return {
             NUMBER: number,
             FOLDER: str(folder.absolute()),
             ORDERS: str(paths.orders(epoch).path.absolute()),
             CONFIG: prepared.trial(lora).model_dump(mode="json"),
             ENGINE: engine,
+            ALONE: alone(number),
         }
 
+    workplace = Workplace(
+        dispatch,
+        recover=lambda number: paths.trial(number, epoch).read_reports(),
+        set_aside=lambda number: paths.trial(number, epoch).set_result_aside(),
+        hung=watchdog.forget,
+        alone=alone,
+    )
+
+    def share(number: int) -> float:
+        return resources_per_trial(search, alone=alone(number)).get("gpu", 1.0)
+
+    control = Control(paths, ledger, observer, interruption, share=share)
     searcher = OptunaSearcher(
         ledger,
-        dispatch,
-        lambda number: paths.trial(number, epoch).read_reports(),
+        workplace,
         observer,
         unfinished=unfinished,
-        rule=make_rule(prepared.search, read_study(paths.study_db)),
+        rule=make_rule(search, read_study(paths.study_db)),
         steering=control,
     )
-    tuner = _tuner(searcher, ParetoScheduler(searcher), RayControl(control, searcher), prepared.search, cluster.wait())
+    tuner = _tuner(searcher, ParetoScheduler(searcher), RayControl(control, searcher), search, cluster.wait())
+    go_on = f"go on with: lorafront resume {paths.name}"
     try:
-        with interruption.noted():
+        with interruption.noted(), watchdog.watching(observer.said):
             tuner.fit()
-    except TuneError as error:  # the study could not be written, or Ray itself broke
-        raise Incomplete(
-            f"the search stopped: {last_line(str(error))}; mend that and go on with: lorafront resume {paths.name}"
-        ) from error
+    except TuneError as error:  # Ray itself broke
+        raise Incomplete(f"the search stopped: {last_line(str(error))}; mend that and {go_on}") from error
     finally:
         control.keep()
+    if searcher.halted:
+        raise Incomplete(f"the search stopped: {searcher.halted}; mend that and {go_on}")
+    control.conclude()
     if ledger.end is not None:
         observer.said(f"{ledger.end.value}; the search ends before its budget")
 
 
 def _tuner(searcher: Any, scheduler: Any, stopper: Any, search: SearchFile, scratch: Path) -> Any:
-    """Ray Tune, told to start a lost worker again, and to keep nothing that anybody would read."""
+    """Ray Tune, told to keep nothing that anybody would read.
+
+    It starts no lost trial again: the searcher does, which counts the attempts in the study.
+    """
     from ray import tune
     from ray.tune import CheckpointConfig, FailureConfig, RunConfig, TuneConfig
 
-    from lorafront.search.ray_trainable import TrialTrainable
+    from lorafront.search.ray_trainable import ALONE, TrialTrainable
 
     return tune.Tuner(
-        tune.with_resources(TrialTrainable, resources_per_trial(search)),
+        tune.with_resources(TrialTrainable, lambda config: resources_per_trial(search, alone=config[ALONE])),
         tune_config=TuneConfig(
             metric="training_iteration",
             mode="max",
@@ -305,7 +342,7 @@ def _tuner(searcher: Any, scheduler: Any, stopper: Any, search: SearchFile, scra
             storage_path=str(scratch),
             verbose=0,
             stop=stopper,
-            failure_config=FailureConfig(max_failures=-1),  # the searcher counts them by trial
+            failure_config=FailureConfig(max_failures=0),
             checkpoint_config=CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
         ),
     )
@@ -331,6 +368,7 @@ def write_front(table: StudyTable, paths: SearchPaths) -> None:
     from lorafront.search.plot import plot_front
 
     members = front_of(table)
+    reached("before_front_rename")
     write_json(paths.front_json, as_json(members, table.search.objective_list))
     if table.complete:
         plot_front(table, paths.front_png)

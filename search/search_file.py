@@ -79,6 +79,10 @@ class Resources(Section):
     )
     cpus_per_trial: Count = Field(default=1, description="CPU cores, which is also its threads")
     max_concurrent: Count | None = Field(default=None, description="trials at once at most; none is what fits")
+    hang_minutes: Annotated[Real, Gt(0)] = Field(
+        default=30,
+        description="a worker without an optimizer step or evaluation batch for so long is ended, its trial run again",
+    )
 
     @field_validator("gpus_per_trial")
     @classmethod

@@ -18,6 +18,7 @@ from typing import Any
 import optuna
 from optuna.storages import BaseStorage, InMemoryStorage, RDBStorage
 from optuna.trial import FixedTrial, FrozenTrial, Trial, TrialState, create_trial
+from sqlalchemy.exc import SQLAlchemyError
 
 from lorafront.search import study_table
 from lorafront.search.budget import Spent
@@ -30,10 +31,13 @@ from lorafront.spaces.errors import StateUnreadable
 from lorafront.spaces.lora import LoraConfiguration
 from lorafront.spaces.objectives import broken_limit, minimized
 from lorafront.spaces.uniform_draw import UniformDraw
+from lorafront.trainables.fault_points import reached
 from lorafront.trainables.outcome import Outcome
 from lorafront.trainables.trial import Report
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
+# What a full disk, a lock that is never released or a lost connection raise.
+WRITE_ERRORS = (OSError, sqlite3.Error, SQLAlchemyError, optuna.exceptions.StorageInternalError)
 STUDY = "search"  # one study per database
 REPEATS_BEFORE_RANDOM = 10  # a sampler that keeps proposing what it knows is helped out by uniform draws
 REPEATS_OF_GRID = 100  # it goes on in order, so it passes what is known sooner or later
@@ -93,6 +97,7 @@ class StudyLedger:
         self.known: dict[str, int] = {}
         self.configurations: dict[int, LoraConfiguration] = {}
         self.references = {key for key in self.study.user_attrs if key.startswith(study_table.REFERENCE)}
+        self._ends: dict[int, dict[str, int]] = {}
         self.recorded = 0
         self.imported: dict[str, str] = {}  # fingerprint to where it was trained with the same numbers
         self.end = self._read_end()
@@ -105,6 +110,8 @@ class StudyLedger:
 
     def _remember(self, trial: FrozenTrial) -> None:
         attributes = trial.user_attrs
+        if study_table.ENDS in attributes:
+            self._ends[trial.number] = dict(attributes[study_table.ENDS])
         stored = attributes.get(study_table.OUTCOME)
         if stored == Outcome.IMPORTED.stored:
             self._remember_imported(attributes)
@@ -185,16 +192,23 @@ class StudyLedger:
             self.references.add(key)
 
     def running(self) -> list[tuple[int, LoraConfiguration]]:
-        """Trials that were started and never told. Those that were not to be run are told FAIL here."""
+        """Trials that were started and never told.
+
+        What a driver that died had already decided is told here: how a trial ended, and that one is not run at all
+        because it never got a configuration or repeats another.
+        """
         found = []
         for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            dropped = trial.user_attrs.get(study_table.OUTCOME) == Outcome.NOT_RUN.stored
-            if study_table.CONFIGURATION in trial.user_attrs and not dropped:
-                found.append((trial.number, LoraConfiguration(**trial.user_attrs[study_table.CONFIGURATION])))
+            kept = trial.user_attrs
+            lora = LoraConfiguration(**kept[study_table.CONFIGURATION]) if study_table.CONFIGURATION in kept else None
+            if study_table.RESULT in kept:
+                self.tell(trial.number, Report.from_json(kept[study_table.RESULT]))
+            elif lora is None:
+                self.tell(trial.number, Report(0, {}, Outcome.NOT_RUN, "asked for by a driver that died"))
+            elif self.known.get(lora.fingerprint) != trial.number:
+                self.tell(trial.number, Report(0, {}, Outcome.NOT_RUN, "the same as another trial"))
             else:
-                self._end(
-                    trial.number, Report(0, {}, Outcome.NOT_RUN, "asked for by a driver that died"), TrialState.FAIL
-                )
+                found.append((trial.number, lora))
         return found
 
     def keep_starts(self, starts: Sequence[Start]) -> None:
@@ -256,6 +270,7 @@ class StudyLedger:
         most = REPEATS_OF_GRID if self.search.sampler == "grid" else REPEATS_BEFORE_RANDOM
         for _ in range(most if self.end is None else 0):
             trial = self.study.ask()
+            reached("after_ask_before_configuration")
             lora = self._configuration(trial)
             reason = self._not_again(lora)
             if not reason:
@@ -334,6 +349,16 @@ class StudyLedger:
         """Note which epoch a trial belongs to."""
         self._set(number, study_table.EPOCH, self.epoch)
 
+    def ends(self, number: int) -> dict[str, int]:
+        """How often a trial that is to be run again was lost, by kind (search/retries.py)."""
+        return self._ends.get(number, {})
+
+    def count_end(self, number: int, kind: str) -> None:
+        """A trial was lost in this way, and is not told because it is run again."""
+        ends = {**self.ends(number), kind: self.ends(number).get(kind, 0) + 1}
+        self._set(number, study_table.ENDS, ends)
+        self._ends[number] = ends
+
     def record_rung(self, number: int, report: Report) -> list[float]:
         """Store what a trial reported at a rung; returns the objectives measured there, each to be minimized."""
         base = {k.removeprefix("base_"): v for k, v in report.measurements.items() if k.startswith("base_") and v}
@@ -373,8 +398,10 @@ class StudyLedger:
             return
         self._set(number, study_table.OUTCOME, outcome.stored)
         self._set(number, study_table.RESULT, report.as_json())
+        reached("after_outcome_before_tell")
         self.study.tell(number, values, state, skip_if_finished=True)
         self.recorded += outcome.counts
+        reached("after_tell_before_mlflow")
 
     def _frozen(self, number: int) -> FrozenTrial:
         return self.storage.get_trial(self._id(number))

@@ -31,6 +31,7 @@ SEARCH, NOTES, REFERENCE, UID, DATA = "search", "notes", "reference:", "uid", "d
 LIVED, GPU = "lived_seconds", "gpu_seconds"
 STARTS, WARMED, IMPORTED_FROM, ENDED = "start_points", "warm_started", "imported_from", "ended"
 REPEATABLE = "repeatable"
+ENDS = "ends"  # how often a trial was lost, by kind, before it was told (search/retries.py)
 
 
 @dataclass(frozen=True)

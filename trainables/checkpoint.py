@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from lorafront.spaces.errors import CheckpointInvalid
+from lorafront.trainables.fault_points import reached
 
 MANIFEST = "MANIFEST.json"
 ASIDE = ".tmp-"
@@ -58,18 +59,20 @@ def write_folder(path: Path, fill: Callable[[Path], object], facts: dict[str, An
     try:
         fill(aside)
         files = {
-            str(file.relative_to(aside)): {"sha256": _sha256(file), "bytes": file.stat().st_size}
+            str(file.relative_to(aside)): {"sha256": sha256(file), "bytes": file.stat().st_size}
             for file in sorted(aside.rglob("*"))
             if file.is_file()
         }
         for name in files:
             _sync_file(aside / name)
+        reached("mid_ckpt_write")
         write_json(aside / MANIFEST, {"facts": facts, "files": files})
         _sync_folder(aside)
         aside.rename(path)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     _sync_folder(path.parent)
+    reached("after_ckpt_rename")
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
@@ -85,12 +88,13 @@ def read_manifest(path: Path) -> dict[str, Any]:
         raise CheckpointInvalid(f"{path} has no readable {MANIFEST}: {error}") from error
     for name, expected in files.items():
         file = path / name
-        if not file.is_file() or file.stat().st_size != expected["bytes"] or _sha256(file) != expected["sha256"]:
+        if not file.is_file() or file.stat().st_size != expected["bytes"] or sha256(file) != expected["sha256"]:
             raise CheckpointInvalid(f"{file} is not what {MANIFEST} says; it was cut or changed")
     return dict(facts)
 
 
-def _sha256(file: Path) -> str:
+def sha256(file: Path) -> str:
+    """Of a file's content, in hexadecimal."""
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 

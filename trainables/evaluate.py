@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from lorafront.trainables import heartbeat
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
@@ -27,11 +29,11 @@ def tally(
     order = sorted(range(len(rows)), key=lambda i: -int(lengths[i]))
     was_training = model.training
     model.eval()
-    sums = [
-        task.tally(model, {name: tensor.to(on) for name, tensor in batch.items()}).cpu()
-        for start in range(0, len(order), batch_size)
-        for batch in [task.collate(rows, order[start : start + batch_size], pad_id)]
-    ]
+    sums = []
+    for start in range(0, len(order), batch_size):
+        batch = task.collate(rows, order[start : start + batch_size], pad_id)
+        sums.append(task.tally(model, {name: tensor.to(on) for name, tensor in batch.items()}).cpu())
+        heartbeat.beat()
     model.train(was_training)
     return torch.stack(sums).sum(0)
 

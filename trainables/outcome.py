@@ -21,6 +21,7 @@ class Outcome(Enum):
     DISK_FULL = "the disk was full"
     USER_ERROR = "failed with an error of its own"
     BAD_METRIC = "reported no finite value for an objective"
+    TIMEOUT = "made no progress for longer than is waited for, more often than is tried again"
     INFRA_LOST = "its worker process was lost more often than is tried again"
     NOT_RUN = "not run: the same as another trial, known to break a limit, or its driver died before it was configured"
     IMPORTED = "the result of an earlier search: it teaches the sampler and is no trial of this one"

@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch.utils.data import DataLoader, Dataset
 from transformers import get_scheduler
 
+from lorafront.trainables import heartbeat
 from lorafront.trainables.data import TokenData, TokenRows, row_order
 from lorafront.trainables.data import load as load_tokens
 from lorafront.trainables.evaluate import tally
@@ -106,6 +107,7 @@ class PeftSession:
         self.optimizer.zero_grad(set_to_none=True)
         self._losses.append(loss_sum)  # read once per rung: each read waits for the device
         self.step += 1
+        heartbeat.beat()
 
     def evaluate(self) -> dict[str, Any]:
         """Evaluate on the whole evaluation split and the second sets; the user's functions at the end of the trial."""

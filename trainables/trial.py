@@ -1,8 +1,8 @@
 """One trial from rung to rung: trains a session, measures, and leaves files that survive whatever comes next.
 
 Everything is written below one folder, `trials/NNNNN/epoch-E`: `ckpt-ROWS/` at each rung, every few minutes and where
-the trial is paused, and `result.json` at the end. A trial that is started again in a folder goes on from its last
-checkpoint that verifies.
+the trial is paused, `result.json` at the end (`attempt-N.json` once it is run again), and `heartbeat.json` meanwhile.
+A trial that is started again in a folder goes on from its last checkpoint that verifies.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import contextlib
 import json
 import math
 import shutil
+import sys
 import time
 import traceback
 from collections.abc import Callable
@@ -18,13 +19,18 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from lorafront.spaces.errors import CheckpointInvalid, StateUnreadable
-from lorafront.trainables.checkpoint import ASIDE, read_manifest, write_folder, write_json
+from lorafront.trainables import heartbeat, witness
+from lorafront.trainables.checkpoint import ASIDE, MANIFEST, read_manifest, sha256, write_folder, write_json
+from lorafront.trainables.fault_points import reached
 from lorafront.trainables.orders import NoOrders, Orders
 from lorafront.trainables.outcome import Outcome, classify
 from lorafront.trainables.session import Session
 
 MakeSession = Callable[[], Session]
+GIB = 2**30
 
 
 @dataclass(frozen=True)
@@ -33,7 +39,8 @@ class Report:
 
     Attributes:
         rows: training rows at this rung, or where it was paused.
-        measurements: names as in `Measurements`; empty where the trial failed, or was paused between two rungs.
+        measurements: names as in `Measurements`; none where the trial was paused between two rungs, and where it failed
+            at most the memory that it held.
         outcome: how it ended; None where it goes on.
         error: for a failure, what happened.
         paused: it was asked to leave and has; its last checkpoint has all that it did.
@@ -82,6 +89,19 @@ class TrialFolder:
         """The final report; there once the trial has ended."""
         return self.path / "result.json"
 
+    def set_result_aside(self) -> None:
+        """Make room for another attempt; what this one said stays beside it as `attempt-N.json`."""
+        earlier = len(list(self.path.glob("attempt-*.json")))
+        with contextlib.suppress(FileNotFoundError):
+            self.result.rename(self.path / f"attempt-{earlier}.json")
+
+    def sweep(self) -> None:
+        """Remove what a worker that died had half written; no living one may be at work here."""
+        for aside in self.path.glob(f"*{ASIDE}*"):
+            shutil.rmtree(aside, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                aside.unlink(missing_ok=True)
+
     def checkpoint(self, rows: int) -> Path:
         """State at the rung of so many training rows, or between rungs after so many."""
         return self.path / f"ckpt-{rows}"
@@ -102,7 +122,8 @@ class TrialFolder:
         try:
             raw = json.loads(self.result.read_text(encoding="utf-8"))
             final = Report.from_json(raw)
-            return [*(r for r in map(Report.from_json, raw["history"]) if r.rows < final.rows), final]
+            history = map(Report.from_json, raw["history"])
+            return [*(report for report in history if not final.at_rung or report.rows < final.rows), final]
         except FileNotFoundError:
             return []
         except (OSError, ValueError, KeyError) as error:
@@ -144,27 +165,35 @@ class Trial:
         try:
             report = self._advance()
         except Exception as error:  # noqa: BLE001  # the worker's outermost line: whatever a trial throws is its outcome
-            short = "".join(traceback.format_exception(error, limit=-4)).strip()
-            report = Report(self._reached, {}, classify(error), short)
+            report = self._failed(error)
         if report.outcome is not None:
-            self._finish(report)
+            report = self._finish(report)
         return report
+
+    def _failed(self, error: BaseException) -> Report:
+        short = "".join(traceback.format_exception(error, limit=-4)).strip()
+        outcome = classify(error)
+        measured = _memory_held() if outcome in {Outcome.CUDA_OOM, Outcome.HOST_OOM} else {}
+        return Report(self._reached, measured, outcome, short)
 
     def _advance(self) -> Report:
         if self._session is None:
             checkpoint = self._last_checkpoint()
+            witness.note(witness.START, self.folder.path, self._reached)
             if self._reached == self.rungs[-1]:
                 return Report.from_json(self.history[-1])  # all was trained; only the result was not written
             if self.orders.cancel():
                 return Report(self._reached, {}, Outcome.CANCELLED)
             if self.orders.pause():
                 return Report(self._reached, {}, paused=True)
+            heartbeat.begin(self.folder.path)
             self._session = self.make_session()
             if checkpoint is not None:
                 self._session.load(checkpoint)
             self._due = self.clock() + self.checkpoint_seconds
         session = self._session
         rows = next(rung for rung in self.rungs if rung > self._reached)
+        reached("before_train")
         if not self._train(session, rows):
             return Report(session.rows_seen, {}, paused=True)
         measured = dict(session.evaluate())
@@ -198,6 +227,9 @@ class Trial:
     def _save(self, session: Session, rows: int, *, keep: int) -> None:
         """Write a checkpoint and remove all but the newest so many."""
         write_folder(self.folder.checkpoint(rows), session.save, {"rows": rows, "history": self.history})
+        digest = sha256(self.folder.checkpoint(rows) / MANIFEST)
+        witness.note(witness.CKPT, self.folder.path, rows, {"sha256": digest})
+        heartbeat.beat()
         self._reached = rows
         self._due = self.clock() + self.checkpoint_seconds
         for _, old in self.folder.checkpoints()[keep:]:
@@ -205,8 +237,7 @@ class Trial:
 
     def _last_checkpoint(self) -> Path | None:
         """The newest checkpoint that verifies; half-written ones are swept."""
-        for aside in self.folder.path.glob(f"*{ASIDE}*"):
-            shutil.rmtree(aside, ignore_errors=True)
+        self.folder.sweep()
         for rows, path in self.folder.checkpoints():
             try:
                 self.history = list(read_manifest(path)["history"])
@@ -216,14 +247,23 @@ class Trial:
             return path
         return None
 
-    def _finish(self, report: Report) -> None:
-        failed = report.outcome is not None and report.outcome.is_failure
-        # On a full disk the report of that failure cannot be written either; it still reaches the driver.
-        with contextlib.suppress(OSError) if failed else contextlib.nullcontext():
-            write_json(self.folder.result, {**report.as_json(), "history": self.history})
-        if failed:
+    def _finish(self, report: Report) -> Report:
+        """Write the result. On a full disk there is none, and the report says so: the trial is run again later."""
+        if report.outcome is not Outcome.DISK_FULL:
+            try:
+                reached("before_result_rename")
+                write_json(self.folder.result, {**report.as_json(), "history": self.history})
+            except OSError as error:
+                if classify(error) is not Outcome.DISK_FULL:
+                    raise
+                report = self._failed(error)
+            else:
+                witness.note(witness.FINAL, self.folder.path, report.rows, report.as_json())
+                reached("after_result_rename")
+        if report.outcome is not None and report.outcome.is_failure:
             self._session = None  # whatever broke may break again in close(); the worker drops the base as well
         self.close()
+        return report
 
     def close(self) -> None:
         """Give back the session's base."""
@@ -234,3 +274,11 @@ class Trial:
 
 def _finite(measured: dict[str, Any]) -> bool:
     return all(math.isfinite(measured[name]) for name in ("eval_loss", "perplexity", "train_loss") if name in measured)
+
+
+def _memory_held() -> dict[str, float]:
+    """GiB that this process held when it ran out: by CUDA's allocator at its peak, or resident on a CPU."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        return {"memory_at_failure_gb": torch.cuda.max_memory_allocated() / GIB}
+    return {"memory_at_failure_gb": psutil.Process().memory_info().rss / GIB}

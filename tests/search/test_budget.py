@@ -77,13 +77,13 @@ def test_a_meter_adds_shares_times_seconds(attempts: list[tuple[float, int, int]
     events += [(start + length, False, name, 0.0) for name, (_, start, length) in enumerate(attempts)]
     for time, begins, name, share in sorted(events, key=lambda event: (event[0], not event[1])):
         if begins:
-            meter.began(str(name), share, time)
+            meter.began(name, share, time)
         else:
-            meter.ended(str(name), time)
+            meter.ended(name, time)
     total = 100.0 + sum(share * length for share, _, length in attempts)
     assert meter.spent(1000.0) == pytest.approx(total)
-    meter.began("last", 0.5, 1000.0)
+    meter.began(999, 0.5, 1000.0)
     assert meter.spent(1010.0) == pytest.approx(total + 5)
-    meter.ended("never began", 1010.0)
-    meter.began("last", 0.5, 1010.0)  # again, as after a worker died unheard
+    meter.ended(998, 1010.0)
+    meter.began(999, 0.5, 1010.0)  # again, as after a worker died unheard
     assert meter.spent(1020.0) == pytest.approx(total + 10)

@@ -26,6 +26,7 @@ from lorafront.search.run import resume_search, run_search
 from lorafront.search.search_file import SearchFile, parse_search
 from lorafront.search.study_table import StudyTable, read_study
 from lorafront.spaces.errors import InvalidInput, SearchExists, StateUnreadable
+from lorafront.trainables import fault_points
 from lorafront.trainables.outcome import Outcome
 
 
@@ -181,6 +182,15 @@ def test_export_is_the_same_twice_and_refuses_damage(real: tuple[StudyTable, Roo
     before = [file.read_bytes() for file in files]
     export_front(paths, tmp_path / "a")
     assert [file.read_bytes() for file in files] == before
+    fault_points.arm("mid_export:raise")
+    try:
+        with pytest.raises(fault_points.FaultInjected):
+            export_front(paths, tmp_path / "a", [trial.number for trial in real[0].complete])
+    finally:
+        fault_points.arm("")
+    assert [file.read_bytes() for file in files] == before  # F39: what an export that broke off had found is whole
+    export_front(paths, tmp_path / "a")
+    assert sorted(p for p in (tmp_path / "a").rglob("*") if p.is_file()) == files
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.tex").write_text("mine")
     with pytest.raises(InvalidInput, match="holds other files"):

@@ -105,7 +105,7 @@ def test_a_result_that_was_not_written_is_not_trained_again(tmp_path: Path) -> N
     ],
 )
 def test_a_failure_is_a_report_with_its_reason(tmp_path: Path, error: BaseException, outcome: Outcome) -> None:
-    """An exception inside a trial becomes its outcome and a text that ends with what happened."""
+    """An exception becomes an outcome with its text, and a result file unless the disk is full: then it runs again."""
     make: Callable[[], Broken] = lambda: Broken(lora())  # noqa: E731
     Broken.error = error
     folder = TrialFolder(tmp_path / "trial")
@@ -113,7 +113,8 @@ def test_a_failure_is_a_report_with_its_reason(tmp_path: Path, error: BaseExcept
     assert last.outcome is outcome
     assert outcome.is_failure
     assert str(error).splitlines()[0:1] == last.error.splitlines()[-1].partition(": ")[2].splitlines() or not str(error)
-    assert folder.read_reports()[-1] == last
+    assert folder.read_reports()[-1:] == ([] if outcome is Outcome.DISK_FULL else [last])
+    assert (last.measurements.get("memory_at_failure_gb", 0) > 0) == (outcome in {Outcome.CUDA_OOM, Outcome.HOST_OOM})
 
 
 def test_divergence_is_an_outcome(tmp_path: Path) -> None:
@@ -245,3 +246,13 @@ def test_a_paused_report_survives_the_wire() -> None:
     paused = Report(12, {}, paused=True)
     assert Report.from_json(paused.as_json()) == paused
     assert Report.from_json({"rows": 1, "measurements": {}, "outcome": None, "error": ""}).paused is False
+
+
+def test_what_was_half_written_is_swept(tmp_path: Path) -> None:
+    """A folder and a file that a dead worker left aside are gone once its trial is taken up again."""
+    folder = TrialFolder(tmp_path / "trial")
+    (folder.path / "ckpt-10.tmp-0").mkdir(parents=True)
+    (folder.path / "result.json.tmp-0").write_text("{")
+    Trial(toy, RUNGS, folder).next_rung()
+    assert [path.name for path in folder.path.iterdir() if ".tmp-" in path.name] == []
+    assert [rows for rows, _ in folder.checkpoints()] == [10]

@@ -1,0 +1,53 @@
+"""`lorafront doctor`: reads all that a search has written, and says each thing that does not fit together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from lorafront.search.doctor import Finding, examine, examine_runs
+from lorafront.search.mlflow_tracker import open_tracking, shown
+from lorafront.search.ownership import owned
+from lorafront.search.paths import RootPaths, SearchPaths
+from lorafront.search.study_table import StudyTable, read_study
+from lorafront.spaces.errors import SearchOwned
+
+
+def consult(root: RootPaths, name: str, say: Callable[[str], None]) -> list[Finding]:
+    """Examine a search and say what was found.
+
+    Raises:
+        SearchNotFound: there is none of that name.
+        StateUnreadable: its study cannot be read.
+    """
+    paths = root.existing(name)
+    try:
+        with owned(paths):  # nobody writes meanwhile
+            found, notes = _examined(root, paths, driven=False)
+    except SearchOwned:
+        found, notes = _examined(root, paths, driven=True)
+        notes.append("a process runs this search now: only what has ended was checked, and MLflow not at all")
+    for line in [*found, *notes]:
+        say(str(line))
+    say(f"{name}: {len(found)} findings" if found else f"{name}: nothing is wrong")
+    return found
+
+
+def _examined(root: RootPaths, paths: SearchPaths, *, driven: bool) -> tuple[list[Finding], list[str]]:
+    table = read_study(paths.study_db)
+    found = examine(paths, table, driven=driven)
+    notes = [f"{len(table.trials)} trials in {paths.study_db}, their files checked"]
+    if not driven:
+        more, note = _runs(root, paths.name, table)
+        found, notes = found + more, [*notes, note]
+    return found, notes
+
+
+def _runs(root: RootPaths, name: str, table: StudyTable) -> tuple[list[Finding], str]:
+    tracking = open_tracking(table.search, root)
+    if tracking.problem:
+        return [], f"{tracking.problem}; its runs were not checked"
+    if tracking.uri == f"sqlite:///{root.mlflow_db.absolute()}" and not root.mlflow_db.is_file():
+        return [Finding(f"{root.mlflow_db} is not there", f"lorafront mlflow-sync {name}")], "MLflow: no store"
+    from lorafront.search.mlflow_reader import read_runs
+
+    return examine_runs(name, table, read_runs(tracking, table)), f"MLflow at {shown(tracking.uri)} checked"

@@ -1,0 +1,117 @@
+"""Ends workers that have come to a stand, so that their trials are started again.
+
+A worker renews a file at every step (trainables/heartbeat.py). The watchdog remembers when, by its own monotonic clock,
+it last saw that file change: neither the worker's clock nor the file system's is trusted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+
+from lorafront.search.paths import SearchPaths
+from lorafront.trainables import heartbeat
+
+LOOKS_PER_LIMIT = 10
+LONGEST_PAUSE = 10.0  # seconds between two looks
+END_SECONDS = 10.0  # an ended worker is gone after so long, or it is stuck in the kernel
+
+
+@dataclass
+class Watchdog:
+    """Watches the trials that run.
+
+    Attributes:
+        limit: seconds without a change after which a worker is ended.
+        clock: monotonic seconds.
+    """
+
+    limit: float
+    clock: Callable[[], float] = time.monotonic
+    _overdue: set[int] = field(default_factory=set)
+    _folders: dict[int, Path] = field(default_factory=dict)
+    _seen: dict[int, tuple[heartbeat.Sign, float]] = field(default_factory=dict)
+
+    def watch(self, number: int, folder: Path) -> None:
+        """A worker is about to run this trial."""
+        self.forget(number)
+        (folder / heartbeat.FILE).unlink(missing_ok=True)  # of an earlier attempt; its worker may be at another trial
+        self._folders[number] = folder
+
+    def forget(self, number: int) -> bool:
+        """Nobody runs it any more; True where that is because its worker was ended here."""
+        self._folders.pop(number, None)
+        self._seen.pop(number, None)
+        ended = number in self._overdue
+        self._overdue.discard(number)
+        return ended
+
+    def look(self) -> list[int]:
+        """End the workers that have not come forward for too long; return their trials."""
+        ended = []
+        for number, folder in list(self._folders.items()):
+            sign = heartbeat.read(folder)
+            if sign is None:
+                continue
+            before = self._seen.get(number)
+            if before is None or before[0] != sign:
+                self._seen[number] = (sign, self.clock())
+            elif self.clock() - before[1] > self.limit and sign.process() is not None:
+                self.forget(number)
+                self._overdue.add(number)  # before the end, which the driver hears of at once
+                end_worker(sign)
+                ended.append(number)
+        return ended
+
+    @contextlib.contextmanager
+    def watching(self, say: Callable[[str], None]) -> Iterator[None]:
+        """Look again and again, in a thread, while the block runs."""
+        stop = threading.Event()
+
+        def follow() -> None:
+            while not stop.wait(min(LONGEST_PAUSE, self.limit / LOOKS_PER_LIMIT)):
+                for number in self.look():
+                    say(f"trial {number} made no progress for {self.limit:.0f} s; its worker was ended")
+
+        thread = threading.Thread(target=follow, name="watchdog", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join()
+
+
+def end_worker(sign: heartbeat.Sign) -> bool:
+    """Kill the process that a heartbeat names; True where it lived."""
+    process = sign.process()
+    if process is None:
+        return False
+    with contextlib.suppress(psutil.Error):
+        process.kill()  # also where it is stopped
+        process.wait(END_SECONDS)
+    return True
+
+
+def end_leftovers(paths: SearchPaths, running: dict[int, int]) -> list[int]:
+    """End workers that an older driver left behind, so that no two write for one trial.
+
+    Args:
+        paths: of a search whose lock we hold.
+        running: trials that were never told, each with the epoch that last started it.
+
+    Returns:
+        Numbers of the trials whose workers were still there.
+    """
+    found = []
+    for number, epoch in running.items():
+        sign = heartbeat.read(paths.trial(number, epoch).path)
+        if sign is not None and end_worker(sign):
+            found.append(number)
+    return found

@@ -1,0 +1,84 @@
+"""A sign of life beside a trial's files: which process works on it, and that it still comes forward.
+
+`begin` writes `heartbeat.json` with the process's id and start time; `beat`, called at every optimizer step and
+evaluation batch, renews the file's time, once a second at most. The driver only looks whether that time changes
+(search/watchdog.py); nobody compares it with a clock.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+FILE = "heartbeat.json"
+RENEW_SECONDS = 1.0
+SAME_SECONDS = 2.0  # a process's start is computed from the clock, which may be set meanwhile
+
+
+@dataclass(frozen=True)
+class Sign:
+    """What a heartbeat file says.
+
+    Attributes:
+        pid: of the worker.
+        started: when that process started, in psutil's seconds: ids are used again, pairs are not.
+        beat: changes with every beat.
+    """
+
+    pid: int
+    started: float
+    beat: int
+
+    def process(self) -> psutil.Process | None:
+        """The worker, or None where it is gone."""
+        with contextlib.suppress(psutil.Error):
+            process = psutil.Process(self.pid)
+            if abs(process.create_time() - self.started) < SAME_SECONDS and process.status() != psutil.STATUS_ZOMBIE:
+                return process
+        return None
+
+
+class _Heart:
+    """Of this process: one trial at a time."""
+
+    def __init__(self) -> None:
+        self.file: Path | None = None
+        self.renewed = 0.0
+
+
+_heart = _Heart()
+
+
+def begin(folder: Path) -> None:
+    """Called where a process takes on the trial in `folder`. A full disk keeps nobody from it."""
+    _heart.file, _heart.renewed = folder / FILE, time.monotonic()
+    facts = {"pid": os.getpid(), "started": psutil.Process().create_time()}
+    with contextlib.suppress(OSError):
+        folder.mkdir(parents=True, exist_ok=True)
+        _heart.file.write_text(json.dumps(facts), encoding="utf-8")
+
+
+def beat() -> None:
+    """The trial came a step forward."""
+    now = time.monotonic()
+    if _heart.file is None or now - _heart.renewed < RENEW_SECONDS:
+        return
+    _heart.renewed = now
+    with contextlib.suppress(OSError):
+        os.utime(_heart.file)
+
+
+def read(folder: Path) -> Sign | None:
+    """The sign in a trial's folder; None where there is none that can be read."""
+    file = folder / FILE
+    try:
+        facts = json.loads(file.read_text(encoding="utf-8"))
+        return Sign(int(facts["pid"]), float(facts["started"]), file.stat().st_mtime_ns)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
