@@ -69,7 +69,7 @@ class LorafrontPlayer:
             Workplace(lambda _number, lora: {"row": self.table.row_of(lora)}),
             Silent(),
             unfinished=[],
-            rule=make_rule(search, StudyTable(search, (), {}, ())),
+            rule=make_rule(ledger, StudyTable(search, (), {}, ())),
         )
 
     def suggest(self, trial_id: str) -> int | None:

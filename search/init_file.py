@@ -54,7 +54,7 @@ training:
   gradient_checkpointing: false
 
 sampler: tpe                    # or mfgp, gp, nsga2, random, grid
-early_stopping: off             # or rungs: trials that are behind end at a rung
+early_stopping: off             # or rungs, model: trials that are behind end at a rung
 
 # What is tried first: configurations that guides recommend (a quarter of the budget at most), then your own, which
 # always run; what a point leaves out is filled in. {{recommended: false, points: [...]}} leaves the guides out.

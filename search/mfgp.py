@@ -109,7 +109,8 @@ class History:
     """What the study knows, as arrays.
 
     Attributes:
-        configurations: float64[trials, d], every trial that has one.
+        numbers: int[trials], every trial that has a configuration.
+        configurations: float64[trials, d].
         pending: int[...], trials that run.
         trial, rows, value: [n] of every rung: index of the trial, training rows, the first objective to be minimized
             (perplexity as its logarithm). A trial that diverged is believed to be as bad as the worst one.
@@ -122,6 +123,7 @@ class History:
         """Read the trials of a study; those that failed only tell which configurations need no other try."""
         objectives = search.objective_list
         rows: list[int] = []
+        numbers: list[int] = []
         pending: list[int] = []
         places: list[list[float]] = []
         costs: list[list[float]] = []
@@ -132,6 +134,7 @@ class History:
             if study_table.CONFIGURATION not in attributes:
                 continue
             index = len(places)
+            numbers.append(trial.number)
             places.append(encode(LoraConfiguration(**attributes[study_table.CONFIGURATION]), space))
             reports = sorted(
                 (value for key, value in attributes.items() if key.startswith(study_table.RUNG)),
@@ -158,6 +161,7 @@ class History:
             final.append(last if complete else math.nan)
             if trial.state == TrialState.RUNNING:
                 pending.append(index)
+        self.numbers = np.array(numbers, dtype=int)
         self.configurations = np.array(places, dtype=float).reshape(len(places), len(space))
         self.costs = np.array(costs, dtype=float).reshape(len(places), len(objectives) - 1)
         self.final = np.array(final, dtype=float)
@@ -320,11 +324,15 @@ class Beliefs:
             self.processes.append(_fitted(x_cost, (y - center) / scale, categorical, earlier, exact=True))
             self._cost_scales.append((center, scale))
 
-    def at_full(self, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(mean float64[m], standard deviation float64[m]) of the first objective at full fidelity."""
+    def at_full(self, places: np.ndarray, *, noise: bool = False) -> tuple[np.ndarray, np.ndarray]:
+        """(mean float64[m], standard deviation float64[m]) of the first objective at full fidelity.
+
+        With `noise`, of what one training measures; without, of what trainings of that configuration scatter around.
+        """
         x = torch.from_numpy(np.column_stack([places, np.ones(len(places))]))
         with torch.no_grad():
             mean, variance = self.quality.posterior(x)
+            variance = variance + self.quality.noise_var if noise else variance
         return mean.numpy() * self._scale + self._center, np.sqrt(variance.numpy()) * self._scale
 
     def costs_at(self, places: np.ndarray) -> np.ndarray:

@@ -23,7 +23,7 @@ from lorafront.search.paths import RootPaths, SearchPaths
 from lorafront.search.progress import Observer, Silent, last_line
 from lorafront.search.ray_cluster import RayCluster, resources_per_trial, workers
 from lorafront.search.search_file import Budget, SearchFile
-from lorafront.search.stopping import RULES, StoppingRule
+from lorafront.search.stopping import Never, Rungs, StoppingRule
 from lorafront.search.study_table import StudyTable, read_study
 from lorafront.search.watchdog import Watchdog, end_leftovers
 from lorafront.spaces.errors import Incomplete, InvalidInput, Problem, SearchExists
@@ -297,7 +297,7 @@ def _tune(
         workplace,
         observer,
         unfinished=unfinished,
-        rule=make_rule(search, read_study(paths.study_db)),
+        rule=make_rule(ledger, read_study(paths.study_db)),
         steering=control,
     )
     tuner = _tuner(searcher, ParetoScheduler(searcher), RayControl(control, searcher), search, cluster.wait())
@@ -348,9 +348,14 @@ def _tuner(searcher: Any, scheduler: Any, stopper: Any, search: SearchFile, scra
     )
 
 
-def make_rule(search: SearchFile, table: StudyTable) -> StoppingRule:
+def make_rule(ledger: StudyLedger, table: StudyTable) -> StoppingRule:
     """The stopping rule that the search names, told of all rungs so far."""
-    rule = RULES[search.early_stopping]()
+    search = ledger.search
+    if search.early_stopping == "model":
+        from lorafront.search.model_stopping import Model
+
+        return Model(search, lambda: ledger.study.get_trials(deepcopy=False))  # reads what it needs by itself
+    rule = Rungs() if search.early_stopping == "rungs" else Never()
     for trial in table.trials:
         for report in trial.rungs:
             rule.stops(trial.number, report.rows, minimized(report.measurements, search.objective_list))

@@ -153,7 +153,9 @@ class SearchFile(Section):
     constraints: dict[Measurement, Comparison] = Field(default_factory=dict)
     training: TrainingConfig = TrainingConfig(epochs=1)
     sampler: SamplerName = Field(default="tpe", description="who proposes configurations")
-    early_stopping: Literal["off", "rungs"] = Field(default="off", description="which trials end before full fidelity")
+    early_stopping: Literal["off", "rungs", "model"] = Field(
+        default="off", description="which trials end before full fidelity"
+    )
     budget: Budget = Budget()
     resources: Resources = Resources()
     tracking: Tracking = Tracking()

@@ -2,12 +2,13 @@
 
 `Rungs` is asynchronous successive halving over several objectives, after MO-ASHA (Schmucker et al. 2021,
 arXiv:2106.12639): at each rung the better half goes on, by non-dominated rank, and within a rank by what keeps the
-front spread. The best so far on any one objective, so also the cheapest, is never stopped.
+front spread. The best so far on any one objective, so also the cheapest, is never stopped. The rule `model` is in
+`model_stopping.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
@@ -56,9 +57,6 @@ class Rungs:
             return False
         going_on = max(1, round(len(points) * self._keep))
         return place not in best_first(points)[:going_on]
-
-
-RULES: dict[str, Callable[[], StoppingRule]] = {"off": Never, "rungs": Rungs}  # by the name in a search file
 
 
 def best_first(points: np.ndarray) -> list[int]:

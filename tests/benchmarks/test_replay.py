@@ -216,9 +216,10 @@ def test_our_searcher_plays() -> None:
     assert all(found.report.outcome is Outcome.COMPLETE for found in ended)
 
 
-def test_our_early_stopping_plays(table: TrialTable) -> None:
+@pytest.mark.parametrize("rule", ["rungs", "model"])
+def test_our_early_stopping_plays(table: TrialTable, rule: str) -> None:
     """What the rule stops ends at an early rung and is told so to the study; the cheapest trial goes to the end."""
-    player = make_player("random/rungs", Arena(table, start_rows(table), seed=1))
+    player = make_player(f"random/{rule}", Arena(table, start_rows(table), seed=1))
     assert isinstance(player, LorafrontPlayer)
     ended = list(islice(Replay(table, 0).play(player), 40))
     stopped = [found for found in ended if found.report.outcome is Outcome.STOPPED]
