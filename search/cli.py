@@ -75,7 +75,7 @@ def check(file: File, root: Root = None) -> None:
     """Validate a search file against its model, its data and this machine, without running it."""
     from lorafront.search.environment import heavy_imports  # before transformers
 
-    with heavy_imports():
+    with heavy_imports("transformers"):
         from lorafront.search.preflight import check as check_search
     from lorafront.search.resolved import resolved_text
     from lorafront.search.run import refuse_existing

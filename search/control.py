@@ -6,6 +6,7 @@ report that they paused, and stay unfinished in the study, so that `resume` and 
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 from typing import Protocol
@@ -16,7 +17,7 @@ from lorafront.search.interruption import Interruption
 from lorafront.search.paths import SearchPaths
 from lorafront.search.progress import Observer
 from lorafront.search.search_file import Budget
-from lorafront.search.study import StudyLedger
+from lorafront.search.study import WRITE_ERRORS, StudyLedger
 from lorafront.spaces.errors import Incomplete
 
 Clock = Callable[[], float]
@@ -97,8 +98,11 @@ class Control:
         now = self._clock()
         return Spent(self._ledger.recorded, now - self._started, self._meter.spent(now))
 
-    def poll(self) -> None:
+    def poll(self, *, over: bool = False) -> None:
         """Look at signals, requests and budgets, and act.
+
+        Args:
+            over: nothing will start any more, so requests are left to whoever drives next.
 
         Raises:
             KeyboardInterrupt: after a signal, trials had their time to save and some have not.
@@ -109,21 +113,22 @@ class Control:
             if self._interruption.too_late:
                 self._observer.said("some trials did not get to save in time; they go on from their last checkpoint")
                 raise KeyboardInterrupt
-        if now >= self._look:
+        if now >= self._look and not over:
             self._look = now + LOOK_SECONDS
             for request in requests.take(self._paths):
                 self._do(request)
-        over = limit_reached(self._ledger.search.budget, self.spent, TIMES)
-        if over:
-            self._stop(f"the budget is spent: {over}", now=True)
+        spent = limit_reached(self._ledger.search.budget, self.spent, TIMES)
+        if spent:
+            self._stop(f"the budget is spent: {spent}", now=True)
         if now >= self._keep + KEEP_SECONDS:
             self.keep()
 
     def keep(self) -> None:
-        """Write down the times that were spent."""
+        """Write down the times that were spent; where that cannot be, the next time may do."""
         self._keep = self._clock()
         spent = self.spent
-        self._ledger.keep_spent(spent.seconds, spent.gpu_seconds)
+        with contextlib.suppress(*WRITE_ERRORS):
+            self._ledger.keep_spent(spent.seconds, spent.gpu_seconds)
 
     def conclude(self) -> None:
         """After the last trial.

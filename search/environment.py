@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
+import sys
 from collections.abc import Iterator
 
 DEFAULTS = {
@@ -29,6 +30,7 @@ DEFAULTS = {
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_process_group_cleanup_enabled": "1",
+    "RAY_DISABLE_FAILURE_SIGNAL_HANDLER": "1",  # Ray's own ends the process three seconds after a SIGTERM
     # MLflow: a server that is away must not hold anybody up (RELIABILITY: one retry, five seconds).
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
@@ -43,12 +45,15 @@ for _name, _value in DEFAULTS.items():
 
 
 @contextlib.contextmanager
-def heavy_imports() -> Iterator[None]:
+def heavy_imports(library: str) -> Iterator[None]:
     """Without the garbage collector, which otherwise takes a quarter of the time that torch and transformers need.
 
-    Modules stay, so no later collection has to look at them either. Once per process and library: whatever else is
-    there at the end of the block stays as well.
+    Modules stay, so no later collection has to look at them either; nor at whatever else is there by then, so this is
+    for the first time alone: nothing where `library` is imported already.
     """
+    if library in sys.modules:
+        yield
+        return
     gc.disable()
     try:
         yield

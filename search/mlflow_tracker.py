@@ -9,16 +9,19 @@ from __future__ import annotations
 
 from lorafront.search.environment import heavy_imports  # isort: skip  # before MLflow
 
+import contextlib
 import math
 import os
 import re
 import threading
 import urllib.error
 import urllib.request
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lorafront.search.front import front_of
@@ -27,6 +30,7 @@ from lorafront.search.search_file import SearchFile
 from lorafront.search.study_table import StudyTable, TrialRecord, read_study
 from lorafront.search.tables import front_csv, summary
 from lorafront.spaces.parameters import describe
+from lorafront.trainables.checkpoint import ASIDE
 from lorafront.trainables.fault_points import reached
 from lorafront.trainables.outcome import Outcome
 
@@ -132,7 +136,7 @@ def _follow(tracking: Tracking, paths: SearchPaths, stop: threading.Event, failu
                 failures[:], wait = [away], RETRY_SECONDS
             else:
                 if projection is None:
-                    with heavy_imports():
+                    with heavy_imports("mlflow"):
                         import mlflow  # noqa: F401
                     projection = Projection(tracking, paths)
                 projection.update(read_study(paths.study_db), over=last)
@@ -153,6 +157,27 @@ def sync(tracking: Tracking, paths: SearchPaths) -> int:
     table = read_study(paths.study_db)
     Projection(tracking, paths).update(table, over=True)
     return len(table.trials)
+
+
+def _create_store(uri: str) -> None:
+    """Make a new SQLite store whole or not at all.
+
+    MLflow lays out its tables in dozens of steps; a process that dies between two leaves a file that it never opens
+    again.
+    """
+    from mlflow import MlflowClient
+
+    db = Path(uri.removeprefix("sqlite:///"))
+    if not uri.startswith("sqlite:///") or db.exists():
+        return
+    db.parent.mkdir(parents=True, exist_ok=True)
+    aside = db.with_name(f"{db.name}{ASIDE}{uuid.uuid4().hex[:8]}")
+    try:
+        MlflowClient(f"sqlite:///{aside}").search_experiments(max_results=1)
+        with contextlib.suppress(FileExistsError):  # another driver was faster
+            db.hardlink_to(aside)
+    finally:
+        aside.unlink(missing_ok=True)
 
 
 @dataclass
@@ -184,6 +209,8 @@ class Projection:
     def _client(self) -> MlflowClient:
         from mlflow import MlflowClient
 
+        if not self._parent:
+            _create_store(self.tracking.uri)
         return MlflowClient(tracking_uri=self.tracking.uri)
 
     def _find_runs(self, client: MlflowClient, table: StudyTable) -> None:

@@ -74,13 +74,13 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]  # Ray is untyped
         self.ledger = ledger
         self.observer = observer
         self.exhausted = False
+        self.over = False  # Ray was told that nothing will start any more
         self.halted = ""  # why no more is started although there is budget left; the trials that run may end
         self._workplace = workplace
         self._waiting = Waiting(list(unfinished))
         self._again = {number for number, _ in unfinished}  # an earlier attempt may know of rungs that we never heard
         self._rule = rule or Never()
         self._running: dict[str, int] = {}
-        self._reached: dict[int, int] = {}  # rows of the newest rung that this driver heard of
         self._steering = steering or Unsteered()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -115,6 +115,7 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]  # Ray is untyped
             except WRITE_ERRORS as failure:
                 self._halt(f"no trial could be started ({_reason(failure)})")
         if config is None and (self._steering.stopping or self.halted or not self._running):
+            self.over = self.over or not shared
             return str(Searcher.FINISHED)
         return config
 
@@ -133,8 +134,9 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]  # Ray is untyped
         return config
 
     def _following(self, *, shared: bool) -> tuple[int, LoraConfiguration] | None:
-        alone = self._workplace.alone if shared else None
-        again = self._waiting.pop(frozenset(self._running.values()), alone)
+        # One that needs a GPU alone would wait for workers that share one, which are given the next trial in place.
+        skip = self._workplace.alone if shared or self._running else None
+        again = self._waiting.pop(frozenset(self._running.values()), skip)
         if again is not None or self.exhausted or self._is_spent():
             return again
         asked = self.ledger.ask()
@@ -159,9 +161,9 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]  # Ray is untyped
             self._left(trial_id)  # unfinished in the study; its checkpoint has what it did
             self._halt(f"a rung of trial {number} could not be stored ({_reason(failure)})")
             return True
-        self._reached[number] = report.rows
         self.observer.reported(number, report)
-        return self._rule.stops(number, report.rows, values)
+        measured = len(values) == len(self.ledger.search.objective_list)  # a user's function is at the last rung only
+        return measured and self._rule.stops(number, report.rows, values)
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """The end of a trial: its own, ours where the last report is no end, or with `error` that of its worker.
@@ -197,7 +199,7 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]  # Ray is untyped
             self.observer.reported(number, last)
             return  # unfinished in the study: `resume` goes on with it
         outcome = last.outcome or Outcome.INFRA_LOST
-        rows = self._reached.get(number, 0)
+        rows = self.ledger.newest_rung(number)
         if outcome is Outcome.DISK_FULL:
             self._halt(f"trial {number}: {last_line(last.error)}")  # a full disk says nothing about the trial
         elif allowed(self.ledger, number, outcome, rows):

@@ -165,7 +165,10 @@ class SearchPaths:
 
     def is_unused(self) -> bool:
         """True where nothing stands under the name, or only what a driver that died in its checks left."""
-        return not self.folder.exists() or {path.name for path in self.folder.iterdir()} <= {self.driver_lock.name}
+        return not self.folder.exists() or {path.name for path in self.folder.iterdir()} <= {
+            self.driver_lock.name,
+            self.search_yaml.name,
+        }
 
     def trial(self, number: int, epoch: int) -> TrialFolder:
         """Folder of one trial, as written by the driver of that epoch."""

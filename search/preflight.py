@@ -431,6 +431,9 @@ def _notes(search: SearchFile, rungs: tuple[int, ...], rows_per_step: int) -> li
         notes.append(
             "no GPU on this machine: trials run on CPU cores, and peak VRAM is the count of live tensor storages"
         )
+    late = [objective.name for objective in search.objective_list if objective.name in search.functions]
+    if late and search.early_stopping != "off":
+        notes.append(f"early_stopping ends no trial: {', '.join(late)} is measured at the last rung only")
     if search.budget.gpu_hours is not None and not gpu:
         notes.append("no GPU on this machine: budget.gpu_hours counts the hours of workers, each as one")
     if not gpu and "fp16" in values_of(search.space.quantization):

@@ -5,7 +5,6 @@ Thin: all work is `lorafront.trainables`. A trial's own failure is a report, so 
 
 from __future__ import annotations
 
-import contextlib
 import json
 import sys
 from pathlib import Path
@@ -68,7 +67,7 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # Ray is untyped
         """The heavy imports wait for the first step: the toy engine does without."""
 
         def make() -> Any:
-            with heavy_imports() if self._bases is None else contextlib.nullcontext():
+            with heavy_imports("peft"):
                 from lorafront.trainables.config import TrialConfig
                 from lorafront.trainables.frozen_base import BaseCache
                 from lorafront.trainables.peft_session import open_session

@@ -63,15 +63,15 @@ def run_search(
         Incomplete: it was interrupted; `resume_search` goes on.
     """
     paths = root.search(search.name)
-    with claimed(paths), RayCluster() as cluster:
-        with heavy_imports():
+    with claimed(paths), interruptible(paths) as interruption, RayCluster() as cluster:
+        with heavy_imports("transformers"):
             from lorafront.search.preflight import check
 
         prepared = check(search, root, near or Path.cwd())
         tracking = _tracking(prepared.search, root)
         write_text(paths.search_yaml, text or search.model_dump_json(indent=2, exclude_none=True))
         prepared.store()
-        return _drive(prepared, paths, observer or Silent(), tracking, engine, cluster, create=True)
+        return _drive(prepared, paths, observer or Silent(), tracking, engine, cluster, interruption, create=True)
 
 
 def resume_search(
@@ -97,9 +97,12 @@ def resume_search(
         Incomplete: it was interrupted again.
     """
     paths = root.existing(name)
-    with owned(paths), RayCluster() as cluster:  # both before the heavy imports; a second driver is refused at once
-        requests.forget_stops(paths)
-        with heavy_imports():
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(owned(paths))  # before all else, so that a second driver is refused at once
+        requests.forget_stops(paths)  # before anything that takes time, in which somebody may ask again
+        interruption = stack.enter_context(interruptible(paths))
+        cluster = stack.enter_context(RayCluster())
+        with heavy_imports("transformers"):
             from lorafront.search.preflight import check
 
         earlier = read_study(paths.study_db)
@@ -107,7 +110,19 @@ def resume_search(
         prepared = check(search, root, paths.folder, warm=not earlier.warmed)
         prepared.store()
         tracking = _tracking(prepared.search, root)
-        return _drive(prepared, paths, observer or Silent(), tracking, engine, cluster, create=False)
+        return _drive(prepared, paths, observer or Silent(), tracking, engine, cluster, interruption, create=False)
+
+
+@contextlib.contextmanager
+def interruptible(paths: SearchPaths) -> Iterator[Interruption]:
+    """Hear signals while the block runs; what they interrupt can be resumed once there is a study."""
+    interruption = Interruption(paths.name)
+    try:
+        with interruption:
+            yield interruption
+    except KeyboardInterrupt:
+        begun = paths.study_db.is_file()
+        raise Incomplete(f"interrupted; {interruption.advice if begun else 'nothing was begun'}") from None
 
 
 def _tracking(search: SearchFile, root: RootPaths) -> mlflow_tracker.Tracking:
@@ -161,10 +176,11 @@ def _drive(
     tracking: mlflow_tracker.Tracking,
     engine: str,
     cluster: RayCluster,
+    interruption: Interruption,
     *,
     create: bool,
 ) -> StudyTable:
-    with heavy_imports():
+    with heavy_imports("optuna"):
         from lorafront.search.study import StudyLedger
 
     ledger = StudyLedger(
@@ -187,21 +203,20 @@ def _drive(
     if not spent:
         ledger.begin_epoch()
         ledger.note(prepared.notes)
-    interruption = Interruption(paths.name)
     observer.begun(prepared.search, prepared.rungs, ledger.recorded)
     try:
         for note in prepared.notes:
             observer.said(note)
         if tracking.problem:
             observer.said(f"{tracking.problem}; its runs are written when it answers again")
-        with interruption, mlflow_tracker.following(tracking, paths, observer.said, interruption.patience):
-            if not spent:
-                _tune(prepared, paths, ledger, observer, unfinished, engine, cluster, interruption)
-            cluster.leave()
+        with mlflow_tracker.following(tracking, paths, observer.said, interruption.patience):
+            try:
+                if not spent:
+                    _tune(prepared, paths, ledger, observer, unfinished, engine, cluster, interruption)
+            finally:
+                cluster.leave()  # while the front is written and MLflow hears the rest
             table = read_study(paths.study_db)
             write_front(table, paths)
-    except KeyboardInterrupt:
-        raise Incomplete(f"interrupted; {interruption.advice}") from None
     except OSError as error:
         if classify(error) is not Outcome.DISK_FULL:
             raise
@@ -301,11 +316,12 @@ def _tune(
         steering=control,
     )
     tuner = _tuner(searcher, ParetoScheduler(searcher), RayControl(control, searcher), search, cluster.wait())
+    interruption.install()  # again, where Ray took the signals
     go_on = f"go on with: lorafront resume {paths.name}"
     try:
         with interruption.noted(), watchdog.watching(observer.said):
             tuner.fit()
-    except TuneError as error:  # Ray itself broke
+    except (TuneError, RuntimeError) as error:  # Ray itself broke
         raise Incomplete(f"the search stopped: {last_line(str(error))}; mend that and {go_on}") from error
     finally:
         control.keep()
@@ -358,7 +374,9 @@ def make_rule(ledger: StudyLedger, table: StudyTable) -> StoppingRule:
     rule = Rungs() if search.early_stopping == "rungs" else Never()
     for trial in table.trials:
         for report in trial.rungs:
-            rule.stops(trial.number, report.rows, minimized(report.measurements, search.objective_list))
+            values = minimized(report.measurements, search.objective_list)
+            if len(values) == len(search.objective_list):
+                rule.stops(trial.number, report.rows, values)
     return rule
 
 

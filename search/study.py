@@ -349,6 +349,11 @@ class StudyLedger:
         """Note which epoch a trial belongs to."""
         self._set(number, study_table.EPOCH, self.epoch)
 
+    def newest_rung(self, number: int) -> int:
+        """Training rows of the newest rung that is stored; 0 where there is none."""
+        stored = (key for key in self._frozen(number).user_attrs if key.startswith(study_table.RUNG))
+        return max((int(key.removeprefix(study_table.RUNG)) for key in stored), default=0)
+
     def ends(self, number: int) -> dict[str, int]:
         """How often a trial that is to be run again was lost, by kind (search/retries.py)."""
         return self._ends.get(number, {})

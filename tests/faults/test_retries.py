@@ -90,6 +90,8 @@ def test_a_trial_that_comes_forward_between_losses_is_not_given_up(tmp_path: Pat
             assert searcher.suggest(f"{rows} {loss}") == {"number": 0}
             assert not searcher.judge(f"{rows} {loss}", said(Report(rows, {})))
             searcher.on_trial_complete(f"{rows} {loss}", error=True)
+            searcher = searcher_on(path, create=False)  # whichever driver sees the next loss
+            searcher._waiting.add(*searcher.ledger.running()[0])
     assert searcher.ledger.recorded == 0
     assert read_study(path).trials[0].state == "RUNNING"
 
@@ -103,6 +105,8 @@ def test_a_shared_worker_gets_no_trial_that_needs_one_alone(tmp_path: Path) -> N
     searcher.on_trial_complete("a", said(OOM))
     for number in (1, 2):
         assert searcher.suggest("a", shared=True) == {"number": number}
+        if number == 2:
+            assert searcher.suggest("b") is None  # no GPU comes free while others share it
         searcher.on_trial_complete("a", said(Report(8, {}, Outcome.USER_ERROR, "of its own")))
     assert searcher.suggest("a", shared=True) == "FINISHED"  # of this worker; Ray Tune starts another one for the last
     assert searcher.suggest("b") == {"number": 0}

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from support import TINY_LLAMA
 
@@ -280,6 +281,21 @@ def test_a_second_signal_ends_the_driver_at_once(ray_session: None, text_file: P
     table = resume_search("twice", RootPaths(tmp_path), engine="toy")
     assert [trial.outcome for trial in table.counted] == [Outcome.COMPLETE] * 5
     assert all(map(as_uninterrupted, table.trials))
+
+
+@pytest.mark.parametrize("seconds", [0.5, 3.0])
+def test_a_signal_before_the_first_trial_leaves_nothing(text_file: Path, tmp_path: Path, seconds: float) -> None:
+    """Ended while libraries load and Ray starts, a search leaves with 5, without a process or a folder of its name."""
+    with start(TOY_DRIVER, tmp_path, search_data("early", text_file)) as driver:
+        while not (tmp_path / "early" / "driver.lock").exists():
+            assert driver.poll() is None
+            time.sleep(0.01)
+        time.sleep(seconds)
+        started = psutil.Process(driver.pid).children(recursive=True)
+        driver.send_signal(signal.SIGTERM)
+        assert driver.wait(30) == Incomplete.exit_code
+    assert not (tmp_path / "early").exists()
+    assert not psutil.wait_procs(started, timeout=10)[1]
 
 
 def test_the_first_signal_is_noted_while_trials_run_and_raised_elsewhere() -> None:

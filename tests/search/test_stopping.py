@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 from moocore import is_nondominated
 
 from lorafront.search.model_stopping import Model, chance
+from lorafront.search.optuna_searcher import REPORT, OptunaSearcher, Workplace
+from lorafront.search.progress import Silent
 from lorafront.search.run import make_rule
 from lorafront.search.search_file import parse_search
 from lorafront.search.stopping import Never, Rungs, best_first
@@ -47,6 +51,20 @@ def test_nobody_comes_before_those_who_beat_it(points):
     assert sorted(order) == list(range(len(points)))
     front = int(is_nondominated(values, keep_weakly=True).sum())
     assert set(order[:front]) == set(np.flatnonzero(is_nondominated(values, keep_weakly=True)))
+
+
+def test_a_rung_without_all_objectives_ends_nothing() -> None:
+    """What is measured at the last rung only, or was no number, keeps a trial out of the comparison."""
+    search = parse_search({"name": "n", "model": "m", "data": {"path": "d"}, "early_stopping": "rungs"})
+    ledger = StudyLedger(None, search, create=True)
+    searcher = OptunaSearcher(ledger, Workplace(lambda *_: {}), Silent(), unfinished=[], rule=Rungs())
+    whole = {"perplexity": 3.0, "peak_vram_gb": 1.0}
+    for trial, values in enumerate([whole, {"perplexity": 9.0}, {**whole, "perplexity": None}, whole]):
+        searcher.suggest(str(trial))
+        assert not searcher.judge(str(trial), {REPORT: json.dumps(Report(16, values).as_json())})
+    searcher.suggest("last")
+    worse = {"perplexity": 9.0, "peak_vram_gb": 2.0}
+    assert searcher.judge("last", {REPORT: json.dumps(Report(16, worse).as_json())})
 
 
 def test_trials_are_compared_at_the_same_rung_only():
