@@ -71,6 +71,8 @@ class Soak:
             "space": {"rank": [2, 4, 8, 16], "modules": "attention", "quantization": ["nf4", "bf16"], "bias": "none"},
             "training": {"rows": RUNGS[-1], "rungs": len(RUNGS), "batch_size": 4},
             "budget": {"trials": self.trials},
+            "early_stopping": "off",  # every trial comes to its end, so that all of it can be compared
+            "sampler": "tpe",
         }
         (self.root / "search.yaml").write_text(json.dumps(data), encoding="utf-8")
 

@@ -424,6 +424,7 @@ def search_mapping(settings: Settings) -> dict[str, Any]:
         "training": {"steps": settings.steps, "rungs": settings.rungs, "batch_size": settings.batch, "warmup": WARMUP},
         "budget": {"trials": settings.trials},
         "resources": {"cpus_per_trial": 1},
+        "early_stopping": "off",
         "sampler": "tpe",  # as in the other arms, which have no start points either
         "start_points": {"recommended": False},
         "seed": settings.seed,

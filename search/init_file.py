@@ -53,8 +53,8 @@ training:
   max_grad_norm: 1.0
   gradient_checkpointing: false
 
-sampler: tpe                    # or mfgp, gp, nsga2, random, grid
-early_stopping: off             # or rungs, model: trials that are behind end at a rung
+sampler: mfgp                   # or tpe, gp, nsga2, random, grid
+early_stopping: model           # trials that are behind end at a rung; or rungs, off
 
 # What is tried first: configurations that guides recommend (a quarter of the budget at most), then your own, which
 # always run; what a point leaves out is filled in. {{recommended: false, points: [...]}} leaves the guides out.

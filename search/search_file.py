@@ -152,9 +152,9 @@ class SearchFile(Section):
     )
     constraints: dict[Measurement, Comparison] = Field(default_factory=dict)
     training: TrainingConfig = TrainingConfig(epochs=1)
-    sampler: SamplerName = Field(default="tpe", description="who proposes configurations")
+    sampler: SamplerName = Field(default="mfgp", description="who proposes configurations")
     early_stopping: Literal["off", "rungs", "model"] = Field(
-        default="off", description="which trials end before full fidelity"
+        default="model", description="which trials end before full fidelity"
     )
     budget: Budget = Budget()
     resources: Resources = Resources()

@@ -46,6 +46,7 @@ def search_data(name: str, text_file: Path, **changes: Any) -> dict[str, Any]:
         "space": {"rank": [2, 4, 8, 16], "modules": ["query+value", "attention"], "bias": "none"},
         "training": {"rows": RUNGS[-1], "rungs": list(RUNGS), "batch_size": 4},
         "budget": {"trials": 5},
+        "early_stopping": "off",  # every trial is to be seen at its end
         **changes,
     }
 
