@@ -166,8 +166,8 @@ def test_exports_load_in_stock_peft_with_the_reported_perplexity(
                 logits = model(ids).logits[:, :-1].float()
             nll += torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="sum").item()
             targets += ids[:, 1:].numel()
-        # bitsandbytes repacks 4-bit weights for evaluation on some CPUs, which our sessions do not let it: other rounding,
-        # up to 0.0025 in the loss over these 248 tokens. In 16 bits there is no difference.
+        # bitsandbytes repacks 4-bit weights for evaluation on some CPUs, which our sessions do not let it: another
+        # rounding, up to 0.0025 in the loss over these 248 tokens. In 16 bits there is no difference.
         rounding = 5e-3 if bits.is_file() else 1e-4
         assert math.exp(nll / targets) == pytest.approx(entry["values"]["perplexity"], rel=rounding)
         arguments = json.loads((folder / "training_arguments.json").read_text())
