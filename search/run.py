@@ -33,6 +33,7 @@ from lorafront.trainables.fault_points import reached
 from lorafront.trainables.outcome import Outcome, classify
 
 if TYPE_CHECKING:
+    from lorafront.search.optuna_searcher import Workplace
     from lorafront.search.preflight import Prepared
     from lorafront.search.study import StudyLedger
     from lorafront.spaces.lora import LoraConfiguration
@@ -266,45 +267,16 @@ def _tune(
     from ray.tune import TuneError
 
     from lorafront.search.control import Control
-    from lorafront.search.optuna_searcher import OptunaSearcher, Workplace
+    from lorafront.search.optuna_searcher import OptunaSearcher
     from lorafront.search.pareto_scheduler import ParetoScheduler
     from lorafront.search.ray_control import RayControl
-    from lorafront.search.ray_trainable import ALONE, CONFIG, ENGINE, FOLDER, NUMBER, ORDERS
-    from lorafront.search.retries import ran_out
 
-    search, epoch = prepared.search, ledger.epoch
-    # A trial goes on in the folder of the epoch that began it, so that its checkpoints are found.
-    begun = {trial.number: trial.epoch for trial in read_study(paths.study_db).running if trial.epoch}
+    search = prepared.search
     watchdog = Watchdog(search.resources.hang_minutes * 60)
-    shares = resources_per_trial(search) != resources_per_trial(search, alone=True)
-
-    def alone(number: int) -> bool:
-        return shares and ran_out(ledger, number)
-
-    def dispatch(number: int, lora: LoraConfiguration) -> dict[str, Any]:
-        folder = paths.trial(number, epoch).path
-        if number in begun and begun[number] != epoch:
-            _adopt(paths.trial(number, begun[number]).path, folder)
-        watchdog.watch(number, folder)
-        return {
-            NUMBER: number,
-            FOLDER: str(folder.absolute()),
-            ORDERS: str(paths.orders(epoch).path.absolute()),
-            CONFIG: prepared.trial(lora).model_dump(mode="json"),
-            ENGINE: engine,
-            ALONE: alone(number),
-        }
-
-    workplace = Workplace(
-        dispatch,
-        recover=lambda number: paths.trial(number, epoch).read_reports(),
-        set_aside=lambda number: paths.trial(number, epoch).set_result_aside(),
-        hung=watchdog.forget,
-        alone=alone,
-    )
+    workplace = _workplace(prepared, paths, ledger, watchdog, engine)
 
     def share(number: int) -> float:
-        return resources_per_trial(search, alone=alone(number)).get("gpu", 1.0)
+        return resources_per_trial(search, alone=workplace.alone(number)).get("gpu", 1.0)
 
     control = Control(paths, ledger, observer, interruption, share=share)
     searcher = OptunaSearcher(
@@ -330,6 +302,44 @@ def _tune(
     control.conclude()
     if ledger.end is not None:
         observer.said(f"{ledger.end.value}; the search ends before its budget")
+
+
+def _workplace(
+    prepared: Prepared, paths: SearchPaths, ledger: StudyLedger, watchdog: Watchdog, engine: str
+) -> Workplace:
+    from lorafront.search.optuna_searcher import Workplace
+    from lorafront.search.ray_trainable import ALONE, CONFIG, ENGINE, FOLDER, NUMBER, ORDERS
+    from lorafront.search.retries import ran_out
+
+    search, epoch = prepared.search, ledger.epoch
+    # A trial goes on in the folder of the epoch that began it, so that its checkpoints are found.
+    begun = {trial.number: trial.epoch for trial in read_study(paths.study_db).running if trial.epoch}
+    shares = resources_per_trial(search) != resources_per_trial(search, alone=True)
+
+    def alone(number: int) -> bool:
+        return shares and ran_out(ledger, number)
+
+    def dispatch(number: int, lora: LoraConfiguration) -> dict[str, Any]:
+        folder = paths.trial(number, epoch).path
+        if number in begun and begun[number] != epoch:
+            _adopt(paths.trial(number, begun[number]).path, folder)
+        watchdog.watch(number, folder)
+        return {
+            NUMBER: number,
+            FOLDER: str(folder.absolute()),
+            ORDERS: str(paths.orders(epoch).path.absolute()),
+            CONFIG: prepared.trial(lora).model_dump(mode="json"),
+            ENGINE: engine,
+            ALONE: alone(number),
+        }
+
+    return Workplace(
+        dispatch,
+        recover=lambda number: paths.trial(number, epoch).read_reports(),
+        set_aside=lambda number: paths.trial(number, epoch).set_result_aside(),
+        hung=watchdog.forget,
+        alone=alone,
+    )
 
 
 def _tuner(searcher: Any, scheduler: Any, stopper: Any, search: SearchFile, scratch: Path) -> Any:
