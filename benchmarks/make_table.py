@@ -87,7 +87,7 @@ def make_table(
         ValueError: a configuration is missing from a study, or failed there.
     """
     configurations = tuple(grid(search))
-    by_seed = [{trial.lora.fingerprint: trial for trial in study.trials if trial.lora} for study in studies]
+    by_seed = [{trial.lora.fingerprint: trial for trial in study.trials} for study in studies]
     records = [[_ended(found, lora) for found in by_seed] for lora in configurations]
     rungs = tuple(sorted({report.rows for found in records for trial in found for report in trial.rungs}))
     reports = [[_at_rungs(trial, rungs) for trial in found] for found in records]
@@ -150,8 +150,6 @@ def _least(trials: Iterable[TrialRecord], rungs: Sequence[int]) -> dict[Work, di
     """By work, float64[R] each: seconds of set-up, of training from the rung before, of evaluation; the least found."""
     found: dict[Work, list[dict[str, Floats]]] = {}
     for trial in trials:
-        if trial.lora is None:
-            continue
         reports = _at_rungs(trial, rungs)
         names = ("setup_seconds", "train_seconds", "eval_seconds")
         seconds = {name: np.array([_number(report, name) for report in reports]) for name in names}

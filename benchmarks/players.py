@@ -21,7 +21,9 @@ from trial_table import TrialTable
 from lorafront.search.progress import Silent
 from lorafront.search.ray_trainable import REPORT
 from lorafront.search.search_file import SearchFile, parse_search
+from lorafront.search.start_points import Start
 from lorafront.search.study_table import StudyTable
+from lorafront.spaces.lora import LoraConfiguration
 from lorafront.trainables.outcome import Outcome
 from lorafront.trainables.trial import Report
 
@@ -61,9 +63,8 @@ class LorafrontPlayer:
 
         self.table = arena.table
         search = _search(arena, sampler, early_stopping)
-        ledger = StudyLedger(None, search, create=True)
-        for row in arena.start:
-            ledger.study.enqueue_trial(arena.table.params(row))
+        ledger = StudyLedger(None, search, create=True, known_before=self._known)
+        ledger.keep_starts([Start("", arena.table.params(row), own=True) for row in arena.start])
         self.searcher = OptunaSearcher(
             ledger,
             Workplace(lambda _number, lora: {"row": self.table.row_of(lora)}),
@@ -71,6 +72,10 @@ class LorafrontPlayer:
             unfinished=[],
             rule=make_rule(ledger, StudyTable(search, (), {}, ())),
         )
+
+    def _known(self, lora: LoraConfiguration) -> dict[str, float]:
+        """Peak memory, as prediction knows it before a trial runs."""
+        return {VRAM: float(self.table.peak_vram_gb[self.table.row_of(lora)])}
 
     def suggest(self, trial_id: str) -> int | None:
         """See `Player`."""

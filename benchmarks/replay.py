@@ -64,8 +64,7 @@ class Replay:
     """A machine with so many workers on which trials take as long as the table says.
 
     Attributes:
-        table: the trials.
-        seed: index of the training seed whose losses the search sees.
+        table: the trials; the first training seed counts.
         workers: trials at once.
         limit_gb: peak memory above which a trial dies of it after its set-up, GiB.
         ahead: configurations that are asked for before a worker is free; Ray Tune keeps one where it is not told how
@@ -73,7 +72,6 @@ class Replay:
     """
 
     table: TrialTable
-    seed: int
     workers: int = 4
     limit_gb: float = math.inf
     ahead: int = 0
@@ -125,7 +123,7 @@ class Replay:
             return Report(0, {}, Outcome.CUDA_OOM, f"needs more than {self.limit_gb:g} GiB")
         trial.rung += 1
         rows = self.table.rungs[trial.rung]
-        measured: dict[str, Any] = self.table.measured(trial.row, self.seed, trial.rung)
+        measured: dict[str, Any] = self.table.measured(trial.row, trial.rung)
         if not math.isfinite(measured["eval_loss"]):
             return Report(rows, measured, Outcome.DIVERGED)
         return Report(rows, measured, Outcome.COMPLETE if rows == self.table.rungs[-1] else None)

@@ -2,8 +2,8 @@
 
 Every method is replayed over many seeds (see `replay.py`) until the hypervolume of what it trained in full has closed
 90 % of the gap between the recommended default and the true front, and has reached 95 % of the true front's. Cost is
-worker seconds, also in full trainings (the mean of the table). Each simulated search sees the losses of one of the
-table's seeds, and its true front is that seed's.
+worker seconds, also in full trainings (the mean of the table). Each simulated search has a table of its own, in which
+every configuration has the curve of one of its trained seeds (`TrialTable.world`), and its own true front.
 
 python benchmarks/search_quality.py --table tiny-llama-shakespeare --jobs 2
 """
@@ -57,7 +57,7 @@ START = (
 
 @dataclass(frozen=True)
 class Target:
-    """Hypervolumes to reach, in nats times GiB, under one training seed.
+    """Hypervolumes to reach, in nats times GiB.
 
     Attributes:
         points: [C, 2], final loss (nats per token) and peak memory (GiB); NaN loss where a training diverged.
@@ -93,21 +93,26 @@ def _volume(points: Floats, reference: tuple[float, float]) -> float:
     return float(hypervolume(inside, ref=reference)) if len(inside) else 0.0
 
 
-def target(table: TrialTable, seed: int, default: int, limit_gb: float = math.inf) -> Target:
-    """What a search on the losses of one training seed can reach.
+def corner(table: TrialTable, limit_gb: float = math.inf) -> tuple[float, float]:
+    """The reference point: a little beyond the worst loss and the largest memory of all seeds."""
+    allowed = table.peak_vram_gb <= limit_gb
+    losses = table.eval_loss[allowed, :, -1]
+    return _beyond(losses[np.isfinite(losses)]), _beyond(table.peak_vram_gb[allowed])
+
+
+def target(world: TrialTable, default: int, reference: tuple[float, float], limit_gb: float = math.inf) -> Target:
+    """What a search can reach.
 
     Args:
-        table: the trials.
-        seed: index of the training seed; the reference point is that of all seeds.
+        world: the trials, of one seed.
         default: row of the recommended default.
+        reference: see `corner`.
         limit_gb: what a trial may need at most, GiB.
     """
-    allowed = table.peak_vram_gb <= limit_gb
-    losses, memory = table.eval_loss[:, :, -1], table.peak_vram_gb
-    finite = losses[allowed][np.isfinite(losses[allowed])]
-    reference = (_beyond(finite), _beyond(memory[allowed]))
-    points = np.column_stack([losses[:, seed], memory])
-    usable = np.flatnonzero(allowed & np.isfinite(losses[:, seed]))
+    losses, memory = world.eval_loss[:, 0, -1], world.peak_vram_gb
+    allowed = memory <= limit_gb
+    points = np.column_stack([losses, memory])
+    usable = np.flatnonzero(allowed & np.isfinite(losses))
     front = usable[is_nondominated(points[usable], keep_weakly=True)]
     alone = _volume(points[[default]], reference) if allowed[default] else 0.0
     return Target(points, reference, frozenset(front.tolist()), alone, _volume(points[front], reference))
@@ -161,7 +166,7 @@ class Run:
     """One simulated search.
 
     Attributes:
-        seed: of the method; the training seed is its remainder.
+        seed: of the method and of its world.
         gap: worker seconds until 90 % of the gap was closed; infinite where it never was.
         front: worker seconds until 95 % of the front's hypervolume.
         spent: worker seconds until both were reached, or the end.
@@ -197,18 +202,18 @@ def simulate(table: TrialTable, method: str, seed: int, settings: Settings) -> R
     """One search, until it has reached both targets, spent its cap, or tried as often as there are configurations."""
     limit = limit_of(table, settings.limit)
     start = start_rows(table)
-    training_seed = seed % len(table.seeds)
-    goal = target(table, training_seed, start[0], limit)
+    world = table.world(seed)
+    goal = target(world, start[0], corner(table, limit), limit)
     start = tuple(row for row in start if table.peak_vram_gb[row] <= limit)
     began = time.perf_counter()
-    player = make_player(method, Arena(table, start, seed, limit))
+    player = make_player(method, Arena(world, start, seed, limit))
     cap = settings.cap * float(table.full_seconds.mean())
     gap = front = math.inf
     volume = spent = 0.0
     trials = stopped = over = 0
     complete: list[int] = []
     lost: set[int] = set()
-    for ended in Replay(table, training_seed, settings.workers, limit, settings.ahead).play(player):
+    for ended in Replay(world, settings.workers, limit, settings.ahead).play(player):
         spent = ended.spent
         trials += 1
         stopped += ended.report.outcome is Outcome.STOPPED
@@ -294,7 +299,7 @@ def summary(runs: Sequence[Run], unit: float, front_size: float) -> dict[str, An
     Args:
         runs: of all seeds.
         unit: worker seconds of a full training.
-        front_size: configurations on the true front, on average over the training seeds.
+        front_size: configurations on the true front, on average over the seeds.
     """
     trials = sum(run.trials for run in runs)
     return {
@@ -437,7 +442,7 @@ def main() -> None:
     table = load(settings.table)
     unit = float(table.full_seconds.mean())
     limit, start = limit_of(table, settings.limit), start_rows(table)
-    goal = [target(table, seed, start[0], limit) for seed in range(len(table.seeds))]
+    goal = [target(table.world(seed), start[0], corner(table, limit), limit) for seed in range(asked.seeds)]
     front_size = float(np.mean([len(found.front) for found in goal]))
     print(f"{len(table)} configurations, front of {front_size:g}; a full training takes {unit:.2f} worker seconds")
     print(f"default alone: {np.mean([found.default / found.full for found in goal]):.0%} of the front's hypervolume")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import product
 from pathlib import Path
@@ -106,15 +106,25 @@ class TrialTable:
         whole: Floats = self.setup_seconds + self.train_seconds.sum(axis=1) + self.eval_seconds.sum(axis=1)
         return whole
 
-    def measured(self, row: int, seed: int, rung: int) -> dict[str, Any]:
-        """What a trial reports at a rung.
+    def world(self, seed: int) -> TrialTable:
+        """A table with one training seed: for each configuration the curve of one of the seeds here, drawn with `seed`.
+
+        As many different tables as searches: on the same one a method that draws nothing would play the same search
+        again and again. What the seeds of a configuration differ by is nearly all its own (the mean difference between
+        two seeds is small against its scatter), so mixing them is much like training all with another seed.
+        """
+        drawn_seeds = np.random.default_rng(seed).integers(len(self.seeds), size=len(self))
+        curves = self.eval_loss[np.arange(len(self)), drawn_seeds]
+        return replace(self, seeds=(seed,), eval_loss=curves[:, None, :])
+
+    def measured(self, row: int, rung: int) -> dict[str, Any]:
+        """What a trial reports at a rung, under the first seed.
 
         Args:
             row: of the configuration.
-            seed: index of the training's seed.
             rung: index of the rung.
         """
-        loss = float(self.eval_loss[row, seed, rung])
+        loss = float(self.eval_loss[row, 0, rung])
         return {
             "eval_loss": loss,
             "perplexity": math.exp(loss),

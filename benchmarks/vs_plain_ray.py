@@ -447,7 +447,7 @@ def lorafront_arm(settings: Settings, folder: Path) -> dict[str, Any]:
     study = read_study(RootPaths(root).search("benchmark").study_db)
     trials = []
     for trial in study.complete:
-        if trial.lora is None or trial.ended is None:
+        if trial.ended is None:
             continue
         measured = {name: trial.measurements[f"{key}_seconds"] for name, key in SECTIONS.items()}
         whole = (trial.ended - trial.started).total_seconds()

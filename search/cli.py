@@ -214,7 +214,7 @@ def status(name: Name, root: Root = None, as_json: Json = False) -> None:
                 "trial": trial.number,
                 "state": trial.state,
                 "outcome": trial.outcome.stored if trial.outcome else None,
-                "params": trial.lora.model_dump(mode="json") if trial.lora else {},
+                "params": trial.lora.model_dump(mode="json"),
                 "rows": trial.last.rows if trial.last else 0,
                 "measurements": trial.measurements,
                 "error": trial.result.error if trial.result else "",

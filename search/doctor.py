@@ -82,7 +82,7 @@ def _study(name: str, table: StudyTable) -> Iterator[Finding]:
                 "something else than lorafront wrote to study.db; restore it from a copy",
                 damage=True,
             )
-        if trial.lora is not None and trial.outcome is not None and trial.outcome.counts:
+        if trial.outcome is not None and trial.outcome.counts:
             first = seen.setdefault(trial.lora.fingerprint, trial.number)
             if first != trial.number:
                 yield Finding(
@@ -202,7 +202,7 @@ def examine_runs(name: str, table: StudyTable, runs: Iterable[Run]) -> list[Find
         found.append(Finding("MLflow has no run of the search", fix))
     members = {trial.number for trial in front_of(table)}
     for trial in table.trials:
-        if trial.result is None or trial.lora is None or trial.outcome is Outcome.NOT_RUN:
+        if trial.result is None:
             continue
         own = by_trial.get(trial.number)
         wrong = _run_differs(trial, own[-1], member=trial.number in members) if own else "has no run in MLflow"

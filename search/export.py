@@ -94,7 +94,7 @@ def _export_trial(table: StudyTable, trial: TrialRecord, paths: SearchPaths, out
 
 def _write_trial(table: StudyTable, trial: TrialRecord, paths: SearchPaths, out: Path, final: Path, model: str) -> None:
     """Args: out: where to write. final: where it will stand."""
-    if trial.lora is None or trial.last is None:
+    if trial.last is None:
         raise StateUnreadable(f"trial {trial.number} has no result in {paths.study_db}")
     checkpoint = paths.trial(trial.number, trial.epoch).checkpoint(trial.last.rows)
     read_manifest(checkpoint)  # raises where the adapter was cut or changed
@@ -163,8 +163,6 @@ def _numbers(table: StudyTable, trial: TrialRecord) -> list[str]:
 
 def _readme(table: StudyTable, trial: TrialRecord, model: str, base: dict[str, Any], folder: Path) -> str:
     lora, measured = trial.lora, trial.measurements
-    if lora is None:
-        return ""
     references = [
         f"| {name}: {o.label} | {number(found[o.name], o)} |"
         for name, found in table.references.items()
@@ -226,7 +224,7 @@ def _index_readme(table: StudyTable, chosen: Sequence[TrialRecord], model: str) 
         " | ".join(
             [
                 f"[trial-{trial.number:05d}](trial-{trial.number:05d}/README.md)",
-                trial.lora.label if trial.lora else "",
+                trial.lora.label,
                 *(number(value, o) for value, o in zip(values(trial, objectives), objectives, strict=True)),
             ]
         )

@@ -92,7 +92,7 @@ def as_json(members: Sequence[TrialRecord], objectives: Sequence[Objective]) -> 
     return [
         {
             "trial": trial.number,
-            "params": trial.lora.model_dump(mode="json") if trial.lora else {},
+            "params": trial.lora.model_dump(mode="json"),
             "values": dict(zip((o.name for o in objectives), values(trial, objectives), strict=True)),
         }
         for trial in members

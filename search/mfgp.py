@@ -15,7 +15,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -25,7 +25,8 @@ from optuna.samplers import RandomSampler
 from optuna.trial import TrialState
 
 from lorafront.search import study_table
-from lorafront.search.samplers import OneByOne
+from lorafront.search.learning_curve import remaining, transformed
+from lorafront.search.samplers import NUMBER, OneByOne
 from lorafront.spaces.lora import LoraConfiguration, LoraSpace
 from lorafront.spaces.modules import GROUPS
 from lorafront.spaces.objectives import minimized
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
 
 BEGIN = 4  # observations before the process is asked; uniform draws until then
 MOST_CANDIDATES = 2048
-MOST_OBSERVATIONS = 400  # the cost of a fit grows with their cube; rungs below the last are left out first
+MOST_OBSERVATIONS = 400  # the cost of a fit grows with their cube
 GRID = 17  # values of a continuous parameter
 MARGIN = 0.1  # of the front's extent; the reference point stands so far behind its worst values
 
@@ -105,11 +106,78 @@ def _nested(names: Sequence[str]) -> bool:
     return all(small < large for small, large in itertools.pairwise(sets))
 
 
+class Entry(NamedTuple):
+    """What one trial has to say.
+
+    Attributes:
+        number: in the study; -1 for a proposal that was not run.
+        place: float[d], of its configuration.
+        seen: (rows, the first objective) of every rung; infinite where it diverged. Rows are infinite, for full
+            fidelity, where an earlier search gave values only.
+        costs: float[k - 1], NaN where not measured yet.
+        final: the first objective at full fidelity; NaN where it did not come so far.
+        running: it has not ended.
+    """
+
+    number: int
+    place: list[float]
+    seen: list[tuple[float, float]]
+    costs: list[float]
+    final: float
+    running: bool = False
+
+
+class Reader:
+    """Reads trials, those that have ended once."""
+
+    def __init__(self, search: SearchFile, axes: Sequence[Axis]) -> None:
+        """Args: search: its objectives. axes: of its space."""
+        self._objectives = search.objective_list
+        self._axes = axes
+        self._ended: dict[int, Entry] = {}  # by the number in the sampler's view
+
+    def read(self, trials: Sequence[FrozenTrial]) -> History:
+        """All that these trials say."""
+        entries = []
+        for trial in trials:
+            entry = self._ended.get(trial.number) or self._entry(trial)
+            if trial.state.is_finished():
+                self._ended[trial.number] = entry
+            entries.append(entry)
+        return History(entries, len(self._axes), len(self._objectives))
+
+    def _entry(self, trial: FrozenTrial) -> Entry:
+        attributes, objectives = trial.user_attrs, self._objectives
+        if study_table.CONFIGURATION not in attributes:
+            place = [axis.place(trial.params[axis.name]) for axis in self._axes]
+            return Entry(-1, place, [], [math.nan] * (len(objectives) - 1), math.nan)
+        place = encode(LoraConfiguration(**attributes[study_table.CONFIGURATION]), self._axes)
+        costs, last = [math.nan] * (len(objectives) - 1), math.nan
+        seen = []
+        for report in study_table.rungs(attributes):
+            first = minimized(report["measurements"], objectives[:1])
+            rest = minimized(report["measurements"], objectives[1:])
+            if first and math.isfinite(value := transformed(first[0], objectives[0].name)):
+                seen.append((float(report["rows"]), value))
+                last = value
+            if len(rest) == len(costs):
+                costs = rest
+        outcome = attributes.get(study_table.OUTCOME)
+        if outcome == Outcome.DIVERGED.stored:
+            seen.append((float(attributes[study_table.RESULT]["rows"]), math.inf))
+        if outcome == Outcome.IMPORTED.stored:
+            given = [-v if o.direction == "maximize" else v for v, o in zip(trial.values, objectives, strict=True)]
+            last, costs = transformed(given[0], objectives[0].name), given[1:]
+            seen = [(math.inf, last)]
+        final = last if outcome in {Outcome.COMPLETE.stored, Outcome.IMPORTED.stored} else math.nan
+        return Entry(attributes[NUMBER], place, seen, costs, final, running=trial.state == TrialState.RUNNING)
+
+
 class History:
     """What the study knows, as arrays.
 
     Attributes:
-        numbers: int[trials], every trial that has a configuration.
+        numbers: int[trials].
         configurations: float64[trials, d].
         pending: int[...], trials that run.
         trial, rows, value: [n] of every rung: index of the trial, training rows, the first objective to be minimized
@@ -119,65 +187,20 @@ class History:
         final: float64[trials], the first objective at full fidelity, NaN elsewhere.
     """
 
-    def __init__(self, trials: Sequence[FrozenTrial], space: Sequence[Axis], search: SearchFile) -> None:
-        """Read the trials of a study; those that failed only tell which configurations need no other try."""
-        objectives = search.objective_list
-        rows: list[int] = []
-        numbers: list[int] = []
-        pending: list[int] = []
-        places: list[list[float]] = []
-        costs: list[list[float]] = []
-        final: list[float] = []
-        observed: list[tuple[int, float, float]] = []
-        for trial in trials:
-            attributes = trial.user_attrs
-            if study_table.CONFIGURATION not in attributes:
-                continue
-            index = len(places)
-            numbers.append(trial.number)
-            places.append(encode(LoraConfiguration(**attributes[study_table.CONFIGURATION]), space))
-            reports = sorted(
-                (value for key, value in attributes.items() if key.startswith(study_table.RUNG)),
-                key=lambda report: report["rows"],
-            )
-            cost, last = [math.nan] * (len(objectives) - 1), math.nan
-            for report in reports:
-                first = minimized(report["measurements"], objectives[:1])
-                rest = minimized(report["measurements"], objectives[1:])
-                if first and math.isfinite(value := transformed(first[0], objectives[0].name)):
-                    observed.append((index, float(report["rows"]), value))
-                    last = value
-                if len(rest) == len(cost):
-                    cost = rest
-            outcome = attributes.get(study_table.OUTCOME)
-            if outcome == Outcome.DIVERGED.stored:
-                observed.append((index, float(attributes[study_table.RESULT]["rows"]), math.inf))
-            complete = trial.state == TrialState.COMPLETE and outcome != Outcome.NOT_RUN.stored
-            if complete and not reports:  # observations from elsewhere have values only
-                given = [-v if o.direction == "maximize" else v for v, o in zip(trial.values, objectives, strict=True)]
-                last, cost = transformed(given[0], objectives[0].name), given[1:]
-                rows.append(index)
-            costs.append(cost)
-            final.append(last if complete else math.nan)
-            if trial.state == TrialState.RUNNING:
-                pending.append(index)
-        self.numbers = np.array(numbers, dtype=int)
-        self.configurations = np.array(places, dtype=float).reshape(len(places), len(space))
-        self.costs = np.array(costs, dtype=float).reshape(len(places), len(objectives) - 1)
-        self.final = np.array(final, dtype=float)
-        self.pending = np.array(pending, dtype=int)
-        self.full = max((r for _, r, _ in observed), default=1.0)
-        observed += [(index, self.full, final[index]) for index in rows]
-        self.trial = np.array([i for i, _, _ in observed], dtype=int)
-        self.rows = np.array([r for _, r, _ in observed], dtype=float)
-        values = np.array([v for _, _, v in observed], dtype=float)
-        worst = max((v for _, _, v in observed if math.isfinite(v)), default=0.0)
+    def __init__(self, entries: Sequence[Entry], axes: int, objectives: int) -> None:
+        """Args: entries: one per trial. axes: d. objectives: k."""
+        self.numbers = np.array([entry.number for entry in entries], dtype=int)
+        self.configurations = np.array([entry.place for entry in entries], dtype=float).reshape(len(entries), axes)
+        self.costs = np.array([entry.costs for entry in entries], dtype=float).reshape(len(entries), objectives - 1)
+        self.final = np.array([entry.final for entry in entries], dtype=float)
+        self.pending = np.array([i for i, entry in enumerate(entries) if entry.running], dtype=int)
+        seen = [(i, rows, value) for i, entry in enumerate(entries) for rows, value in entry.seen]
+        self.full = max((rows for _, rows, _ in seen if math.isfinite(rows)), default=1.0)
+        self.trial = np.array([i for i, _, _ in seen], dtype=int)
+        self.rows = np.minimum(np.array([rows for _, rows, _ in seen], dtype=float), self.full)
+        values = np.array([value for _, _, value in seen], dtype=float)
+        worst = max((value for value in values if math.isfinite(value)), default=0.0)
         self.value = np.where(np.isfinite(values), values, worst)
-
-
-def transformed(value: float, name: str) -> float:
-    """Perplexity as its logarithm: a loss, in which differences are about equally large everywhere."""
-    return math.log(value) if name == "perplexity" else value
 
 
 def encode(lora: LoraConfiguration, space: Sequence[Axis]) -> list[float]:
@@ -193,6 +216,7 @@ class MultiFidelityGP(OneByOne):
         """Args: search: space, objectives, limits. seed: of the draws among many candidates."""
         self._search = search
         self._axes = axes_of(search.space)
+        self._reader = Reader(search, self._axes)
         self._random = np.random.default_rng(seed)
         self._uniform = RandomSampler(seed=seed)
         self._quality: gp.GPRegressor | None = None
@@ -203,7 +227,7 @@ class MultiFidelityGP(OneByOne):
         self._chosen: dict[str, Any] = {}
         if "fixed_params" not in trial.system_attrs:
             others = [other for other in study.get_trials(deepcopy=False) if other.number != trial.number]
-            self._chosen = self.propose(History(others, self._axes, self._search)) or {}
+            self._chosen = self.propose(self._reader.read(others)) or {}
 
     def sample_independent(
         self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
@@ -297,7 +321,7 @@ class Beliefs:
     ) -> None:
         """Fit; `quality` and `costs` are earlier processes, whose hyperparameters are where the fit begins."""
         self._categorical = np.array([*(axis.categorical for axis in axes), False])
-        kept = np.argsort(-history.rows, kind="stable")[:MOST_OBSERVATIONS]
+        kept = telling(history, MOST_OBSERVATIONS)
         trial, rows, value = history.trial[kept], history.rows[kept], history.value[kept]
         self._lowest = math.log(history.rows.min())
         self._extent = (math.log(history.full) - self._lowest) or 1.0
@@ -346,6 +370,22 @@ class Beliefs:
         return np.stack(columns, axis=1)
 
 
+def telling(history: History, most: int) -> np.ndarray:
+    """int[<= most]: observations to learn from where there are too many.
+
+    High rungs before low ones, and in each the members of the front before a draw of the others, which is spread over
+    the whole study: what was good shows where to look, what was not where it is no use.
+    """
+    if len(history.rows) <= most:
+        return np.arange(len(history.rows))
+    points = np.column_stack([history.final, history.costs])
+    done = np.isfinite(points).all(axis=1)
+    member = np.zeros(len(points), dtype=bool)
+    member[done] = is_nondominated(points[done])
+    draw = np.random.default_rng(0).random(len(history.rows))  # the same for what was there before
+    return np.lexsort((draw, ~member[history.trial], -history.rows))[:most]
+
+
 def _fitted(
     x: np.ndarray, y: np.ndarray, categorical: np.ndarray, earlier: gp.GPRegressor | None, *, exact: bool = False
 ) -> gp.GPRegressor:
@@ -358,21 +398,6 @@ def _fitted(
         deterministic_objective=exact,
         gpr_cache=earlier,
     )
-
-
-def remaining(trial: np.ndarray, rows: np.ndarray, value: np.ndarray) -> dict[float, float]:
-    """Rows to what a trial still gains from there to the last rung, as trials that went on have shown.
-
-    From one rung to the next it is the median difference of the trials that reached both; zero where there is none yet.
-    """
-    levels = sorted(set(rows.tolist()), reverse=True)
-    by_level = {r: dict(zip(trial[rows == r].tolist(), value[rows == r].tolist(), strict=True)) for r in levels}
-    total = dict.fromkeys(levels[:1], 0.0)
-    for upper, lower in itertools.pairwise(levels):
-        both = by_level[upper].keys() & by_level[lower].keys()
-        step = float(np.median([by_level[upper][t] - by_level[lower][t] for t in both])) if both else 0.0
-        total[lower] = total[upper] + step
-    return total
 
 
 def improvement(

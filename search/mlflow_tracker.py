@@ -32,7 +32,6 @@ from lorafront.search.tables import front_csv, summary
 from lorafront.spaces.parameters import describe
 from lorafront.trainables.checkpoint import ASIDE
 from lorafront.trainables.fault_points import reached
-from lorafront.trainables.outcome import Outcome
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -197,8 +196,6 @@ class Projection:
             self._find_runs(client, table)
         members = {trial.number for trial in front_of(table)}
         for trial in table.trials:
-            if trial.lora is None or trial.outcome is Outcome.NOT_RUN:
-                continue
             seen = (trial.state, len(trial.rungs), trial.number in members)
             if self._sent.get(trial.number) != seen:
                 self._send(client, trial, table, pareto=trial.number in members)
@@ -272,9 +269,7 @@ class Projection:
             self._runs[trial.number] = self._new_child(client, trial, table)
             reached("mid_mlflow")
         run_id = self._runs[trial.number]
-        params = (
-            [Param(key, str(value)) for key, value in trial.lora.model_dump(mode="json").items()] if trial.lora else []
-        )
+        params = [Param(key, str(value)) for key, value in trial.lora.model_dump(mode="json").items()]
         tags = {"pareto": "true" if pareto else "false"} if trial.state == "COMPLETE" else {}
         if trial.outcome is not None:
             tags |= {"outcome": trial.outcome.value, "reason": trial.outcome.stored}
@@ -292,11 +287,10 @@ class Projection:
             client.set_terminated(run_id, _status(trial), end_time=_millis(trial.ended))
 
     def _new_child(self, client: MlflowClient, trial: TrialRecord, table: StudyTable) -> str:
-        label = f"{trial.number} {trial.lora.label}" if trial.lora else str(trial.number)
         run = client.create_run(
             self._experiment,
             start_time=_millis(trial.started),
-            run_name=label,
+            run_name=f"{trial.number} {trial.lora.label}",
             tags={
                 "mlflow.parentRunId": self._parent,
                 SEARCH_TAG: table.search.name,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lorafront.search.mfgp import BEGIN, History, MultiFidelityGP, axes_of
+from lorafront.search.mfgp import BEGIN, MultiFidelityGP, Reader, axes_of
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
@@ -38,6 +38,7 @@ class Model:
         self._search = search
         self._axes = axes_of(search.space)
         self._trials = trials
+        self._reader = Reader(search, self._axes)
         self._least = least
         self._process = MultiFidelityGP(search, search.seed)
 
@@ -45,7 +46,7 @@ class Model:
         """True where the chance is too small. False while fewer trials have finished than the process needs."""
         if not values or not self._axes:
             return False
-        history = History(self._trials(), self._axes, self._search)
+        history = self._reader.read(self._trials())
         finished = np.isfinite(history.final) & np.isfinite(history.costs).all(axis=1)
         index = int(np.flatnonzero(history.numbers == number)[0])
         rivals = finished & (history.costs <= np.array(values[1:])).all(axis=1)

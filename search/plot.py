@@ -52,11 +52,11 @@ def _trials(
     on_front = {trial.number for trial in members}
     kinds = sorted({trial.lora.quantization for trial in table.complete if trial.lora}, key=list(COLOURS).index)
     for kind in kinds:
-        has_member = any(trial.lora and trial.lora.quantization == kind for trial in members)
+        has_member = any(trial.lora.quantization == kind for trial in members)
         for chosen in (False, True):
             trials = [
                 trial for trial in table.complete
-                if trial.lora and trial.lora.quantization == kind and (trial.number in on_front) == chosen
+                if trial.lora.quantization == kind and (trial.number in on_front) == chosen
             ]  # fmt: skip
             points = [values(trial, [horizontal, vertical]) for trial in trials]
             axes.scatter(
@@ -80,7 +80,7 @@ def _labels(axes: Axes, members: list[TrialRecord], horizontal: Objective, verti
         x, y = values(trial, [horizontal, vertical])
         across, up = axes.transAxes.inverted().transform(axes.transData.transform((x, y)))
         crowded = any(abs(up - v) < TEXT_HEIGHT and abs(across - u) < TEXT_WIDTH for u, v in taken)
-        if trial.lora is None or crowded:
+        if crowded:
             continue
         taken.append((across, up))
         axes.annotate(

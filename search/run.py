@@ -380,7 +380,7 @@ def make_rule(ledger: StudyLedger, table: StudyTable) -> StoppingRule:
     if search.early_stopping == "model":
         from lorafront.search.model_stopping import Model
 
-        return Model(search, lambda: ledger.study.get_trials(deepcopy=False))  # reads what it needs by itself
+        return Model(search, lambda: ledger.view.trials)  # reads what it needs by itself
     rule = Rungs() if search.early_stopping == "rungs" else Never()
     for trial in table.trials:
         for report in trial.rungs:

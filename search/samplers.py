@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
     from lorafront.search.search_file import SearchFile
 
+NUMBER = "number"  # attribute in the sampler's view: the trial's number in the study; refused proposals have none
+
 
 def make_sampler(search: SearchFile, asked: int = 0) -> BaseSampler:
     """The sampler that the search names.

@@ -1,4 +1,6 @@
-"""The study: Optuna storage, asked and told. The only module that imports Optuna, and the only writer of a study.
+"""The study: Optuna storage, asked and told. The only writer of a study.
+
+The sampler is asked in a copy in memory (`sampler_view.py`), which hears of everything right after the storage.
 
 Every value is in the database before anybody else hears of it. A trial's outcome and result are attributes that are set
 before it is told, so a driver that dies in between leaves a trial that the next one can tell the same way.
@@ -22,7 +24,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from lorafront.search import study_table
 from lorafront.search.budget import Spent
-from lorafront.search.samplers import make_sampler
+from lorafront.search.sampler_view import SamplerView
 from lorafront.search.search_end import SearchEnd
 from lorafront.search.search_file import Budget, SearchFile
 from lorafront.search.start_points import Start
@@ -92,8 +94,7 @@ class StudyLedger:
             raise StateUnreadable(f"{path} cannot be opened as a study: {error}") from error
         self.study_id = self.storage.get_study_id_from_name(STUDY)
         trials = self.study.get_trials(deepcopy=False)
-        asked = sum("fixed_params" not in trial.system_attrs for trial in trials)
-        self.study.sampler = make_sampler(search, asked)
+        self.view = SamplerView(search, trials)
         self.known: dict[str, int] = {}
         self.configurations: dict[int, LoraConfiguration] = {}
         self.references = {key for key in self.study.user_attrs if key.startswith(study_table.REFERENCE)}
@@ -101,7 +102,7 @@ class StudyLedger:
         self.recorded = 0
         self.imported: dict[str, str] = {}  # fingerprint to where it was trained with the same numbers
         self.end = self._read_end()
-        self._ids: dict[int, int] = {}  # Optuna has no index on trial numbers
+        self._ids = {trial.number: trial._trial_id for trial in trials}  # noqa: SLF001  # Optuna has no public name for it
         self._starts: list[Start] = []
         self.epoch = int(self.study.user_attrs.get(study_table.EPOCH, 0))
         for trial in trials:
@@ -116,12 +117,10 @@ class StudyLedger:
         if stored == Outcome.IMPORTED.stored:
             self._remember_imported(attributes)
             return
-        if study_table.CONFIGURATION in attributes and stored != Outcome.NOT_RUN.stored:
-            lora = LoraConfiguration(**attributes[study_table.CONFIGURATION])
-            self.configurations[trial.number] = lora
-            self.known.setdefault(lora.fingerprint, trial.number)
-        if trial.state.is_finished() and stored != Outcome.NOT_RUN.stored:
-            self.recorded += 1
+        lora = LoraConfiguration(**attributes[study_table.CONFIGURATION])
+        self.configurations[trial.number] = lora
+        self.known.setdefault(lora.fingerprint, trial.number)
+        self.recorded += trial.state.is_finished()
 
     def _remember_imported(self, attributes: Mapping[str, Any]) -> None:
         if attributes[study_table.REPEATABLE]:
@@ -192,23 +191,14 @@ class StudyLedger:
             self.references.add(key)
 
     def running(self) -> list[tuple[int, LoraConfiguration]]:
-        """Trials that were started and never told.
-
-        What a driver that died had already decided is told here: how a trial ended, and that one is not run at all
-        because it never got a configuration or repeats another.
-        """
+        """Trials that were started and never told; how one ended that a driver knew when it died is told here."""
         found = []
-        for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            kept = trial.user_attrs
-            lora = LoraConfiguration(**kept[study_table.CONFIGURATION]) if study_table.CONFIGURATION in kept else None
-            if study_table.RESULT in kept:
-                self.tell(trial.number, Report.from_json(kept[study_table.RESULT]))
-            elif lora is None:
-                self.tell(trial.number, Report(0, {}, Outcome.NOT_RUN, "asked for by a driver that died"))
-            elif self.known.get(lora.fingerprint) != trial.number:
-                self.tell(trial.number, Report(0, {}, Outcome.NOT_RUN, "the same as another trial"))
-            else:
-                found.append((trial.number, lora))
+        for number, lora in self.configurations.items():
+            trial = self.view.trial(number)
+            if trial.state is TrialState.RUNNING and study_table.RESULT in trial.user_attrs:
+                self.tell(number, Report.from_json(trial.user_attrs[study_table.RESULT]))
+            elif trial.state is TrialState.RUNNING:
+                found.append((number, lora))
         return found
 
     def keep_starts(self, starts: Sequence[Start]) -> None:
@@ -232,7 +222,7 @@ class StudyLedger:
     def keep_observations(self, observations: Sequence[Observation]) -> None:
         """Add results of earlier searches, each once however often a driver dies in between."""
         names = [objective.name for objective in self.search.objective_list]
-        there = {trial.user_attrs.get(study_table.IMPORTED_FROM) for trial in self.study.get_trials(deepcopy=False)}
+        there = {trial.user_attrs.get(study_table.IMPORTED_FROM) for trial in self.view.trials}
         for seen in observations:
             if seen.source in there:
                 continue
@@ -246,7 +236,7 @@ class StudyLedger:
                 study_table.REPEATABLE: seen.repeatable,
             }
             values = [seen.report.measurements[name] for name in names]
-            self.study.add_trial(
+            self._add(
                 create_trial(
                     params=fixed.params, distributions=fixed.distributions, values=values, user_attrs=attributes
                 )
@@ -269,13 +259,11 @@ class StudyLedger:
                 return self._ask_for(start.params)
         most = REPEATS_OF_GRID if self.search.sampler == "grid" else REPEATS_BEFORE_RANDOM
         for _ in range(most if self.end is None else 0):
-            trial = self.study.ask()
-            reached("after_ask_before_configuration")
+            trial = self.view.propose()
             lora = self._configuration(trial)
-            reason = self._not_again(lora)
-            if not reason:
+            if not self._not_again(lora):
                 return self._take(trial, lora)
-            self._tell_not_run(trial, lora, reason)
+            self.view.refuse(trial, self.known.get(lora.fingerprint))
         return self._ask_for_a_draw()
 
     def _configuration(self, trial: Trial | FixedTrial | UniformDraw) -> LoraConfiguration:
@@ -289,31 +277,55 @@ class StudyLedger:
             return f"the same as {self.imported[lora.fingerprint]}, with the same seed"
         return broken_limit(self.search.limits, self._known_before(lora))
 
-    def _take(self, trial: Trial, lora: LoraConfiguration) -> tuple[int, LoraConfiguration]:
-        trial.set_user_attr(study_table.CONFIGURATION, lora.model_dump(mode="json"))
-        self.known[lora.fingerprint] = trial.number
-        self.configurations[trial.number] = lora
-        return trial.number, lora
+    def _take(self, proposal: Trial, lora: LoraConfiguration) -> tuple[int, LoraConfiguration]:
+        """Write a proposal as a running trial."""
+        set_so_far = self.view.proposed(proposal)
+        attributes = {study_table.CONFIGURATION: lora.model_dump(mode="json")}
+        number = self._create(
+            create_trial(
+                state=TrialState.RUNNING,
+                params=set_so_far.params,
+                distributions=set_so_far.distributions,
+                user_attrs=attributes,
+                system_attrs=set_so_far.system_attrs,
+            )
+        )
+        self.view.take(proposal, number, attributes)
+        return self._began(number, lora)
 
     def _ask_for(self, params: Mapping[str, Any]) -> tuple[int, LoraConfiguration]:
-        """A running trial with these values, written in one transaction: there is all of it, or nothing.
-
-        `Study.enqueue_trial` would leave one that waits, without a configuration, where a driver dies before it asks.
-        """
+        """A running trial with these values."""
         fixed = FixedTrial(dict(params))
         lora = self._configuration(fixed)  # which asks for every parameter, and so notes its distribution
-        attributes = {study_table.CONFIGURATION: lora.model_dump(mode="json")}
         running = create_trial(
             state=TrialState.RUNNING,
             params=fixed.params,
             distributions=fixed.distributions,
-            user_attrs=attributes,
+            user_attrs={study_table.CONFIGURATION: lora.model_dump(mode="json")},
             system_attrs={"fixed_params": fixed.params},  # as Optuna marks what no sampler proposed
         )
-        number = self.storage.get_trial_number_from_id(self.storage.create_new_trial(self.study_id, running))
+        return self._began(self._add(running), lora)
+
+    def _began(self, number: int, lora: LoraConfiguration) -> tuple[int, LoraConfiguration]:
         self.known[lora.fingerprint] = number
         self.configurations[number] = lora
         return number, lora
+
+    def _add(self, trial: FrozenTrial) -> int:
+        """A trial that the sampler did not propose; its number."""
+        number = self._create(trial)
+        self.view.add(number, trial)
+        return number
+
+    def _create(self, trial: FrozenTrial) -> int:
+        """Written in one transaction: there is all of it, or nothing.
+
+        `Study.ask` and `Study.enqueue_trial` would leave one without a configuration where a driver dies in between.
+        """
+        trial_id = self.storage.create_new_trial(self.study_id, trial)
+        number = self.storage.get_trial_number_from_id(trial_id)
+        self._ids[number] = trial_id
+        return number
 
     def _ask_for_a_draw(self) -> tuple[int, LoraConfiguration] | None:
         size, continuous = self.search.space.size()
@@ -328,31 +340,14 @@ class StudyLedger:
             self.study.set_user_attr(study_table.ENDED, self.end.stored)
         return None
 
-    def _tell_not_run(self, trial: Trial, lora: LoraConfiguration, reason: str) -> None:
-        """End a proposal that is not run.
-
-        One that comes to the configuration of a finished trial by other values (a bias that the modules do not have) is
-        told what that one measured, so that the sampler learns it for these values too. The same values again teach
-        nothing, and a sampler that counts observations would count one twice.
-        """
-        trial.set_user_attr(study_table.OUTCOME, Outcome.NOT_RUN.stored)  # first: what has no outcome is run again
-        trial.set_user_attr(study_table.CONFIGURATION, lora.model_dump(mode="json"))
-        like = self._frozen(self.known[lora.fingerprint]) if lora.fingerprint in self.known else None
-        if like is not None and like.state is TrialState.COMPLETE and like.params != trial.params:
-            report = Report.from_json(like.user_attrs[study_table.RESULT])
-            report = replace(report, outcome=Outcome.NOT_RUN, error=reason)
-            self._end(trial.number, report, TrialState.COMPLETE, like.values)
-        else:
-            self._end(trial.number, Report(0, {}, Outcome.NOT_RUN, reason), TrialState.FAIL)
-
     def started(self, number: int) -> None:
         """Note which epoch a trial belongs to."""
         self._set(number, study_table.EPOCH, self.epoch)
 
     def newest_rung(self, number: int) -> int:
         """Training rows of the newest rung that is stored; 0 where there is none."""
-        stored = (key for key in self._frozen(number).user_attrs if key.startswith(study_table.RUNG))
-        return max((int(key.removeprefix(study_table.RUNG)) for key in stored), default=0)
+        reports = study_table.rungs(self.view.trial(number).user_attrs)
+        return int(reports[-1]["rows"]) if reports else 0
 
     def ends(self, number: int) -> dict[str, int]:
         """How often a trial that is to be run again was lost, by kind (search/retries.py)."""
@@ -399,25 +394,19 @@ class StudyLedger:
 
     def _end(self, number: int, report: Report, state: TrialState, values: Any = None) -> None:
         outcome = report.outcome or Outcome.INFRA_LOST
-        if self._frozen(number).state.is_finished():
+        if self.view.trial(number).state.is_finished():
             return
         self._set(number, study_table.OUTCOME, outcome.stored)
         self._set(number, study_table.RESULT, report.as_json())
         reached("after_outcome_before_tell")
-        self.study.tell(number, values, state, skip_if_finished=True)
+        self.storage.set_trial_state_values(self._ids[number], state, values)
+        self.view.end(number, state, values)
         self.recorded += outcome.counts
         reached("after_tell_before_mlflow")
 
-    def _frozen(self, number: int) -> FrozenTrial:
-        return self.storage.get_trial(self._id(number))
-
-    def _id(self, number: int) -> int:
-        if number not in self._ids:
-            self._ids[number] = self.storage.get_trial_id_from_study_id_trial_number(self.study_id, number)
-        return self._ids[number]
-
     def _set(self, number: int, key: str, value: Any) -> None:
-        self.storage.set_trial_user_attr(self._id(number), key, value)
+        self.storage.set_trial_user_attr(self._ids[number], key, value)
+        self.view.set(number, key, value)
 
 
 def _storage(path: Path) -> RDBStorage:

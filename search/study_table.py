@@ -34,6 +34,11 @@ REPEATABLE = "repeatable"
 ENDS = "ends"  # how often a trial was lost, by kind, before it was told (search/retries.py)
 
 
+def rungs(attributes: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A trial's reports at its rungs, as they are stored, by rows."""
+    return sorted((v for key, v in attributes.items() if key.startswith(RUNG)), key=lambda report: int(report["rows"]))
+
+
 @dataclass(frozen=True)
 class TrialRecord:
     """One trial as the study has it.
@@ -41,7 +46,7 @@ class TrialRecord:
     Attributes:
         number: the Optuna trial number.
         state: Optuna's: COMPLETE, PRUNED, FAIL, RUNNING or WAITING.
-        lora: its configuration; None for a trial that was asked for and never got one.
+        lora: its configuration.
         epoch: of the driver that last started it.
         rungs: reports so far, by rows.
         result: the final report; None while it runs.
@@ -52,7 +57,7 @@ class TrialRecord:
 
     number: int
     state: str
-    lora: LoraConfiguration | None
+    lora: LoraConfiguration
     epoch: int
     rungs: tuple[Report, ...]
     result: Report | None
@@ -125,8 +130,8 @@ class StudyTable:
 
     @property
     def complete(self) -> tuple[TrialRecord, ...]:
-        """Trials at full fidelity. A repeat that was told what its like had measured is not run, and is none."""
-        return tuple(t for t in self.trials if t.state == "COMPLETE" and t.outcome is not Outcome.NOT_RUN)
+        """Trials at full fidelity."""
+        return tuple(trial for trial in self.trials if trial.state == "COMPLETE")
 
     @property
     def running(self) -> tuple[TrialRecord, ...]:
@@ -184,13 +189,12 @@ def _trials(database: sqlite3.Connection) -> Iterator[TrialRecord]:
     query = "SELECT trial_id, number, state, datetime_start, datetime_complete FROM trials ORDER BY number"
     for trial_id, number, state, started, ended in database.execute(query):
         own = attributes.get(trial_id, {})
-        rungs = [Report.from_json(value) for key, value in own.items() if key.startswith(RUNG)]
         yield TrialRecord(
             number=number,
             state=state,
-            lora=LoraConfiguration(**own[CONFIGURATION]) if CONFIGURATION in own else None,
+            lora=LoraConfiguration(**own[CONFIGURATION]),
             epoch=own.get(EPOCH, 0),
-            rungs=tuple(sorted(rungs, key=lambda report: report.rows)),
+            rungs=tuple(map(Report.from_json, rungs(own))),
             result=Report.from_json(own[RESULT]) if RESULT in own and state != "RUNNING" else None,
             started=datetime.fromisoformat(started),
             ended=datetime.fromisoformat(ended) if ended else None,

@@ -14,9 +14,10 @@ from rich.table import Table
 
 from lorafront.search import budget
 from lorafront.search.front import front_of, values
+from lorafront.search.rungs import rank_correlations
 from lorafront.search.study_table import StudyTable, TrialRecord
 from lorafront.spaces.lora import LoraConfiguration
-from lorafront.spaces.objectives import Objective
+from lorafront.spaces.objectives import Objective, minimized
 
 OWN_COLUMN = {"dropout", "learning_rate"}  # others that vary stand beside the label: 80 columns are few
 MOST_BESIDE = 2  # objectives
@@ -41,7 +42,7 @@ SHORT = {
 def front_table(table: StudyTable, members: Sequence[TrialRecord]) -> Table:
     """The front for a terminal of 80 columns: parameters that are the same everywhere go into the caption."""
     objectives = table.search.objective_list
-    varying, constant = _parameters([trial.lora for trial in table.complete if trial.lora])
+    varying, constant = _parameters([trial.lora for trial in table.complete])
     # A column each where there is room for it.
     columns = [name for name in varying if name in OWN_COLUMN and len(objectives) <= MOST_BESIDE]
     beside = [name for name in varying if name not in columns]
@@ -53,11 +54,7 @@ def front_table(table: StudyTable, members: Sequence[TrialRecord]) -> Table:
     for objective in objectives:
         shown.add_column(heading(objective, len(objectives)), justify="right", style="bold", no_wrap=True)
     for trial in members:
-        label = (
-            " ".join([trial.lora.label, *(f"{SHORT.get(n, n)} {_cell(trial.lora, n)}" for n in beside)])
-            if trial.lora
-            else ""
-        )
+        label = " ".join([trial.lora.label, *(f"{SHORT.get(n, n)} {_cell(trial.lora, n)}" for n in beside)])
         numbers = [
             number(value, objective) for value, objective in zip(values(trial, objectives), objectives, strict=True)
         ]
@@ -81,7 +78,7 @@ def _parameters(configurations: Sequence[LoraConfiguration]) -> tuple[list[str],
     return varying, constant
 
 
-def _cell(lora: LoraConfiguration | None, name: str) -> str:
+def _cell(lora: LoraConfiguration, name: str) -> str:
     value = getattr(lora, name, "")
     return (
         f"{value:.2g}"
@@ -108,7 +105,7 @@ def front_csv(table: StudyTable, members: Sequence[TrialRecord] | None = None) -
     fields = list(LoraConfiguration.model_fields)
     writer.writerow(["trial", *fields, *(objective.name for objective in objectives)])
     for trial in chosen:
-        params = trial.lora.model_dump(mode="json") if trial.lora else {}
+        params = trial.lora.model_dump(mode="json")
         writer.writerow([trial.number, *(_inert(params.get(name)) for name in fields), *values(trial, objectives)])
     return stream.getvalue()
 
@@ -127,13 +124,14 @@ def summary(table: StudyTable, *, markdown: bool = False) -> str:
     lines = [f"{table.search.name}: {spent}; {model} on {data}"]
     lines += [f"{count} x {outcome.value}" for outcome, count in ends.most_common() if outcome is not None]
     lines += reference_lines(table)
+    lines += correlation_lines(table)
     lines.append(f"front: {len(members)} configuration{'' if len(members) == 1 else 's'}")
     for trial in members:
         shown = ", ".join(
             f"{objective.label} {number(value, objective)} {objective.unit}".rstrip()
             for value, objective in zip(values(trial, objectives), objectives, strict=True)
         )
-        lines.append(f"trial {trial.number}: {trial.lora.label if trial.lora else ''} ({shown})")
+        lines.append(f"trial {trial.number}: {trial.lora.label} ({shown})")
     if members:
         lines.append(f"export: lorafront export {table.search.name} --out DIR")
     return "\n".join(f"- {line}" for line in lines) if markdown else "\n".join(lines)
@@ -167,6 +165,17 @@ def reference_lines(table: StudyTable) -> list[str]:
     return lines
 
 
+def correlation_lines(table: StudyTable) -> list[str]:
+    """How far the order of the trials at each rung is their order at the end; nothing where few came so far."""
+    first = table.search.objective_list[:1]
+    curves = [
+        {report.rows: found[0] for report in trial.rungs if (found := minimized(report.measurements, first))}
+        for trial in table.complete
+    ]
+    shown = [f"{value:.2f} at {rows} rows" for rows, value in rank_correlations(curves).items()]
+    return [f"rank correlation with the end ({len(curves)} trials): {', '.join(shown)}"] if shown else []
+
+
 def short(name: str) -> str:
     """The last part of an absolute path; other names as they are."""
     return Path(name).name if Path(name).is_absolute() else name
@@ -191,7 +200,7 @@ def trials_table(table: StudyTable, *, driven: bool = True) -> Table:
         unended = trial.state.lower() if driven or trial.state != "RUNNING" else "paused"
         state = "front" if trial.number in members else trial.outcome.stored if trial.outcome else unended
         shown.add_row(
-            str(trial.number), trial.lora.label if trial.lora else "", str(trial.last.rows if trial.last else 0),
+            str(trial.number), trial.lora.label, str(trial.last.rows if trial.last else 0),
             *cells(trial.measurements, objectives), state.replace("_", " "),
         )  # fmt: skip
     return shown

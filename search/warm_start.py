@@ -135,7 +135,7 @@ def _observations(
 ) -> list[Observation]:
     found = []
     for trial in table.complete:
-        if trial.lora is None or trial.result is None:
+        if trial.result is None:
             continue
         lora = trial.lora.model_copy(update={"modules": modules(trial.lora.modules)})
         params = expressed(lora, search.space, search.training.defaults(), canonical)

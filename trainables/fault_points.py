@@ -24,7 +24,6 @@ POINTS = {
     "after_ckpt_rename": "a checkpoint stands under its name, nobody has heard of it",
     "before_result_rename": "a result is written aside",
     "after_result_rename": "a result stands under its name, nobody has heard of it",
-    "after_ask_before_configuration": "Optuna has a new trial, its configuration is not stored",
     "after_ask_before_start": "a trial has its configuration, no worker has it",
     "after_outcome_before_tell": "how a trial ended is stored, it still counts as running",
     "before_rung": "the driver heard of a rung, the study did not",

@@ -23,7 +23,6 @@ class Outcome(Enum):
     BAD_METRIC = "reported no finite value for an objective"
     TIMEOUT = "made no progress for longer than is waited for, more often than is tried again"
     INFRA_LOST = "its worker process was lost more often than is tried again"
-    NOT_RUN = "not run: the same as another trial, known to break a limit, or its driver died before it was configured"
     IMPORTED = "the result of an earlier search: it teaches the sampler and is no trial of this one"
 
     @property
@@ -45,7 +44,7 @@ class Outcome(Enum):
     @property
     def counts(self) -> bool:
         """True where the trial spends budget."""
-        return self not in {Outcome.NOT_RUN, Outcome.IMPORTED}
+        return self is not Outcome.IMPORTED
 
 
 def classify(error: BaseException) -> Outcome:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from players import NEEDS, Arena, LorafrontPlayer, RapidFireRule, make_player
 from replay import Replay
-from search_quality import Run, Settings, estimate, goals, ratio, simulate, start_rows, target
+from search_quality import Run, Settings, corner, estimate, goals, ratio, simulate, start_rows, target
 from synthetic_table import synthetic_table
 from trial_table import TrialTable, read_table, write_table
 
@@ -46,7 +46,7 @@ class Scripted:
 
 def test_one_worker_takes_as_long_as_its_trials_together(table: TrialTable) -> None:
     """With one worker the cost at the end of each trial is the sum of the whole trainings so far."""
-    ended = list(Replay(table, 0, workers=1).play(Scripted([5, 9, 300])))
+    ended = list(Replay(table, workers=1).play(Scripted([5, 9, 300])))
     assert [found.row for found in ended] == [5, 9, 300]
     assert [found.spent for found in ended] == pytest.approx(np.cumsum(table.full_seconds[[5, 9, 300]]))
 
@@ -54,7 +54,7 @@ def test_one_worker_takes_as_long_as_its_trials_together(table: TrialTable) -> N
 def test_workers_share_the_clock(table: TrialTable) -> None:
     """With two workers the first to end is the shorter trial, and the other one's time so far is counted."""
     short, long = sorted((0, len(table) - 1), key=lambda row: table.full_seconds[row])
-    first, second = Replay(table, 0, workers=2).play(Scripted([long, short]))
+    first, second = Replay(table, workers=2).play(Scripted([long, short]))
     assert (first.row, second.row) == (short, long)
     assert first.spent == pytest.approx(2 * table.full_seconds[short])
     assert second.spent == pytest.approx(table.full_seconds[[long, short]].sum())
@@ -63,7 +63,7 @@ def test_workers_share_the_clock(table: TrialTable) -> None:
 def test_calls_come_in_the_order_of_ray_tune(table: TrialTable) -> None:
     """Each rung is judged before the next begins; a stopped trial completes at its rung; then the next is asked for."""
     player = Scripted([0, 1], stopped=(0,))
-    ended = list(Replay(table, 0, workers=1).play(player))
+    ended = list(Replay(table, workers=1).play(player))
     assert player.calls == [
         ("suggest", "trial-0", 0),
         ("judge", "trial-0", 32),
@@ -82,7 +82,7 @@ def test_calls_come_in_the_order_of_ray_tune(table: TrialTable) -> None:
 def test_a_configuration_may_be_asked_for_ahead(table: TrialTable) -> None:
     """The next configuration is asked for while the worker is busy; what is trained and what it costs is the same."""
     player = Scripted([5, 9, 300])
-    ended = list(Replay(table, 0, workers=1, ahead=1).play(player))
+    ended = list(Replay(table, workers=1, ahead=1).play(player))
     assert player.calls[:3] == [("suggest", "trial-0", 5), ("suggest", "trial-1", 9), ("judge", "trial-0", 32)]
     assert [found.spent for found in ended] == pytest.approx(np.cumsum(table.full_seconds[[5, 9, 300]]))
 
@@ -91,7 +91,7 @@ def test_a_trial_over_the_limit_costs_its_set_up(table: TrialTable) -> None:
     """What needs more memory than there is dies after its set-up; what needs less is not touched."""
     largest = int(table.peak_vram_gb.argmax())
     limit = float(table.peak_vram_gb[largest]) - 1e-9
-    over, fine = Replay(table, 0, workers=1, limit_gb=limit).play(Scripted([largest, 0]))
+    over, fine = Replay(table, workers=1, limit_gb=limit).play(Scripted([largest, 0]))
     assert (over.report.outcome, fine.report.outcome) == (Outcome.CUDA_OOM, Outcome.COMPLETE)
     assert over.spent == pytest.approx(table.setup_seconds[largest])
 
@@ -100,7 +100,7 @@ def test_a_training_that_diverged_ends_there(table: TrialTable) -> None:
     """A loss that is no number ends the trial at its rung as diverged."""
     loss = table.eval_loss.copy()
     loss[7, :, 1:] = math.nan
-    (ended,) = Replay(replace(table, eval_loss=loss), 1).play(Scripted([7]))
+    (ended,) = Replay(replace(table, eval_loss=loss)).play(Scripted([7]))
     assert (ended.report.outcome, ended.report.rows) == (Outcome.DIVERGED, 64)
 
 
@@ -135,7 +135,7 @@ def test_a_row_is_found_by_what_a_sampler_draws(table: TrialTable) -> None:
 def test_the_target_is_the_area_of_the_front(table: TrialTable) -> None:
     """The hypervolume to reach is that of all configurations, the default's is a rectangle, the gap lies between."""
     default = start_rows(table)[0]
-    goal = target(table, 0, default)
+    goal = target(table, default, corner(table))
     loss, memory = goal.points[default]
     assert goal.default == pytest.approx((goal.reference[0] - loss) * (goal.reference[1] - memory))
     assert goal.volume(range(len(table))) == pytest.approx(goal.full)
@@ -144,10 +144,18 @@ def test_the_target_is_the_area_of_the_front(table: TrialTable) -> None:
         assert not (goal.points < goal.points[row]).all(axis=1).any()
 
 
+def test_every_simulated_search_has_a_world_of_its_own(table: TrialTable) -> None:
+    """Each configuration has the whole curve of one trained seed; another seed draws others, the same one the same."""
+    one, other = table.world(1), table.world(2)
+    assert (one.eval_loss[:, 0, None] == table.eval_loss).all(axis=2).any(axis=1).all()
+    assert (one.eval_loss != other.eval_loss).any()
+    np.testing.assert_array_equal(one.eval_loss, table.world(1).eval_loss)
+
+
 def test_a_limit_cuts_the_front(table: TrialTable) -> None:
     """With a limit only what is within it is on the front."""
     limit = float(np.median(table.peak_vram_gb))
-    goal = target(table, 0, start_rows(table)[0], limit)
+    goal = target(table, start_rows(table)[0], corner(table, limit), limit)
     assert all(table.peak_vram_gb[row] <= limit for row in goal.front)
 
 
@@ -191,7 +199,7 @@ def test_peers_play(table: TrialTable, method: str) -> None:
     if method in NEEDS:
         pytest.importorskip(NEEDS[method])
     start = start_rows(table)
-    ended = list(islice(Replay(table, 0).play(make_player(method, Arena(table, start, seed=1))), 30))
+    ended = list(islice(Replay(table).play(make_player(method, Arena(table, start, seed=1))), 30))
     assert {found.row for found in ended if found.order < len(start)} == set(start)
     assert {found.report.outcome for found in ended} == {Outcome.COMPLETE, Outcome.STOPPED}
 
@@ -207,7 +215,7 @@ def test_our_searcher_plays() -> None:
     table = synthetic_table()
     start = start_rows(table)
     ended = []
-    for found in Replay(table, 0).play(make_player("tpe/off", Arena(table, start, seed=1))):
+    for found in Replay(table).play(make_player("tpe/off", Arena(table, start, seed=1))):
         ended.append(found)
         if len(ended) == 30:
             break
@@ -221,7 +229,7 @@ def test_our_early_stopping_plays(table: TrialTable, rule: str) -> None:
     """What the rule stops ends at an early rung and is told so to the study; the cheapest trial goes to the end."""
     player = make_player(f"random/{rule}", Arena(table, start_rows(table), seed=1))
     assert isinstance(player, LorafrontPlayer)
-    ended = list(islice(Replay(table, 0).play(player), 40))
+    ended = list(islice(Replay(table).play(player), 40))
     stopped = [found for found in ended if found.report.outcome is Outcome.STOPPED]
     assert stopped
     assert all(found.report.rows < table.rungs[-1] for found in stopped)

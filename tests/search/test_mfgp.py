@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from moocore import hypervolume
 
-from lorafront.search.mfgp import Axis, axes_of, encode, improvement, remaining
+from lorafront.search.learning_curve import remaining
+from lorafront.search.mfgp import Axis, Entry, History, axes_of, encode, improvement, telling
 from lorafront.search.search_file import parse_search
 from lorafront.search.study import StudyLedger
 from lorafront.spaces.parameters import Range
@@ -121,3 +122,17 @@ def test_what_is_measured_at_the_end_only_holds_no_question_up(tmp_path: Path):
         number, _lora = ledger.ask() or pytest.fail("the space is not exhausted")
         ledger.record_rung(number, Report(32, {"perplexity": 9.0 + number}))
     assert len(ledger.running()) == 6
+
+
+def test_of_too_many_observations_the_front_stays():
+    """High rungs are kept first, the front's among them before others, and the rest is spread over the whole study."""
+    final = [3 + abs(i - 150) / 50 for i in range(300)]
+    entries = [Entry(i, [i / 300], [(8, 5.0), (16, final[i])], [1 - i / 300], final[i]) for i in range(300)]
+    history = History(entries, axes=1, objectives=2)
+    kept = telling(history, 200)
+    assert len(set(kept.tolist())) == 200
+    assert (history.rows[kept] == 16).all()
+    trials = history.trial[kept]
+    assert set(range(150, 300)) <= set(trials.tolist())
+    assert np.ptp(trials[trials < 150]) > 100
+    assert (telling(history, 600) == np.arange(600)).all()

@@ -85,7 +85,7 @@ def test_a_search_ends_with_its_budget_spent_and_a_front(real: tuple[StudyTable,
     members = front_of(table)
     assert {trial.number for trial in members} == expected
     assert all(trial.measurements["perplexity"] < trial.measurements["base_perplexity"] for trial in members)
-    kinds = {trial.lora.quantization for trial in table.complete if trial.lora}
+    kinds = {trial.lora.quantization for trial in table.complete}
     assert set(table.references) == {f"bare base in {kind}" for kind in kinds}
     paths = root.search("real")
     assert [entry["trial"] for entry in json.loads(paths.front_json.read_text())] == [t.number for t in members]
@@ -104,7 +104,6 @@ def test_mlflow_shows_the_search(real: tuple[StudyTable, RootPaths]) -> None:
     for trial in table.trials:
         run = runs[str(trial.number)]
         assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
-        assert trial.lora is not None
         assert run.info.run_name == f"{trial.number} {trial.lora.label}"
         assert run.data.params["rank"] == str(trial.lora.rank)
         assert run.info.status == "FINISHED"
@@ -273,7 +272,7 @@ def test_failing_trials_are_recorded_and_the_search_goes_on(ray_session: None, t
         "learning_rate": [1e-3, 1e30],
     }
     table = run_search(search_for("failing", text_file, space=space), RootPaths(tmp_path))
-    outcomes = {trial.outcome for trial in table.counted if trial.lora and trial.lora.learning_rate > 1}
+    outcomes = {trial.outcome for trial in table.counted if trial.lora.learning_rate > 1}
     assert len(table.counted) == 6
     assert outcomes == {Outcome.DIVERGED}
     runs = mlflow_runs(tmp_path / "mlflow.db", "failing")
@@ -286,7 +285,7 @@ def test_a_small_space_ends_early(ray_session: None, text_file: Path, tmp_path: 
     space = {"rank": [2, 4], "alpha": 8, "quantization": "nf4", "modules": "query", "dropout": 0.0, "bias": "none",
              "learning_rate": 1e-3}  # fmt: skip
     table = run_search(search_for("small", text_file, space=space), RootPaths(tmp_path), engine="toy")
-    assert sorted(trial.lora.rank for trial in table.counted if trial.lora) == [2, 4]
+    assert sorted(trial.lora.rank for trial in table.counted) == [2, 4]
 
 
 def test_a_new_search_under_an_old_name_gets_its_own_runs(ray_session: None, text_file: Path, tmp_path: Path) -> None:

@@ -7,8 +7,9 @@ import itertools
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import spearmanr
 
-from lorafront.search.rungs import ladder, total_rows
+from lorafront.search.rungs import ladder, rank_correlations, total_rows
 from lorafront.spaces.errors import InvalidInput
 from lorafront.trainables.config import TrainingConfig
 
@@ -48,6 +49,25 @@ def test_rungs_beyond_the_end_are_refused():
 def test_ladder_of_a_huge_number_is_quick():
     """More rungs than rows can have cost nothing."""
     assert ladder(5, 1_000_000) == (1, 2, 5)
+
+
+@given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), min_size=5, max_size=30))
+def test_rank_correlation_is_spearmans(pairs):
+    """At every rung but the last it is what SciPy computes, ties included; without an order there is nothing to say."""
+    found = rank_correlations([{8: early, 16: end} for early, end in pairs])
+    early, end = zip(*pairs, strict=True)
+    if len(set(early)) == 1 or len(set(end)) == 1:
+        assert found == {}
+    else:
+        assert found == {8: pytest.approx(float(spearmanr(early, end).statistic))}
+
+
+def test_rank_correlation_needs_trials_and_all_their_reports():
+    """Four trials say nothing, and neither does a rung that one of the trials did not report."""
+    curves = [{8: i, 16: -i, 32: i} for i in range(5)]
+    assert rank_correlations(curves) == {8: pytest.approx(1), 16: pytest.approx(-1)}
+    assert rank_correlations(curves[:4]) == {}
+    assert rank_correlations([*curves, {16: 9, 32: 0}]) == {16: pytest.approx(-1, abs=0.8)}
 
 
 @given(st.integers(1, 10**6), st.integers(1, 20))

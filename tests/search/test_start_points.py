@@ -198,9 +198,7 @@ def test_a_search_runs_its_start_points_and_resuming_changes_no_row(
     )  # fmt: skip
     table = run_search(search, root, engine="toy")
     assert len(table.counted) == 8
-    own = [
-        trial for trial in table.trials[:3] if trial.lora and (trial.lora.rank, trial.lora.learning_rate) == (4, 1e-3)
-    ]
+    own = [trial for trial in table.trials[:3] if (trial.lora.rank, trial.lora.learning_rate) == (4, 1e-3)]
     assert [trial.number for trial in own] == [2]
     assert table.trials[0].lora.label == "r16 a32 attention nf4"
 

@@ -37,7 +37,7 @@ def scored(n, perplexity, vram, **changes):
 
 @pytest.fixture
 def table():
-    """Two members of the front, one that is beaten, and one each that stopped, failed, runs and never ran."""
+    """Two members of the front, one that is beaten, and one each that stopped, failed and runs."""
     return StudyTable(
         SEARCH,
         (
@@ -47,7 +47,6 @@ def table():
             record(3, Outcome.STOPPED, {"perplexity": 7.125, "peak_vram_gb": 5.0}),
             record(4, Outcome.CUDA_OOM),
             TrialRecord(5, "RUNNING", lora(), 1, (Report(8, {"perplexity": 9.0}),), None, NOW, None),
-            TrialRecord(6, "FAIL", None, 1, (), Report(0, {}, Outcome.NOT_RUN), NOW, NOW),
         ),
         {"bare base in bf16": {"perplexity": 10.25, "eval_loss": 2.3}, "bare base in nf4": {"perplexity": 11.5}},
         (),
@@ -198,4 +197,3 @@ def test_trials_table_says_where_every_trial_stands(table):
     assert row(lines, "3")[-4:] == ["64", "7.125", "5", "stopped"]
     assert row(lines, "4")[-3:] == ["0", "cuda", "oom"]
     assert row(lines, "5")[-3:] == ["8", "9.000", "running"]
-    assert row(lines, "6") == ["6", "0", "not", "run"]

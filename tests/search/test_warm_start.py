@@ -140,7 +140,7 @@ def test_other_data_is_refused(earlier: tuple[RootPaths, StudyTable], text_file:
 def test_results_outside_the_space_are_counted_and_left(earlier: tuple[RootPaths, StudyTable], text_file: Path) -> None:
     """A narrower space takes what it can express, whichever form its alpha has, and says how many it left."""
     root, first = earlier
-    few = [trial for trial in first.complete if trial.lora and trial.lora.quantization == "nf4"]
+    few = [trial for trial in first.complete if trial.lora.quantization == "nf4"]
     assert 0 < len(few) < 6
     prepared = checks(root, text_file, space={**SPACE, "quantization": "nf4", "alpha": {"low": 1, "high": 64}})
     assert [seen.lora for seen in prepared.warm.observations] == [trial.lora for trial in few]
