@@ -209,6 +209,13 @@ def encode(lora: LoraConfiguration, space: Sequence[Axis]) -> list[float]:
     return [axis.place(values[axis.name]) for axis in space]
 
 
+class Proposal(NamedTuple):
+    """What to try next; uniform draws where there are no values."""
+
+    values: dict[str, Any]
+    beliefs: Beliefs | None
+
+
 class MultiFidelityGP(OneByOne):
     """See the module."""
 
@@ -217,17 +224,19 @@ class MultiFidelityGP(OneByOne):
         self._search = search
         self._axes = axes_of(search.space)
         self._reader = Reader(search, self._axes)
-        self._random = np.random.default_rng(seed)
+        self._seed = seed
         self._uniform = RandomSampler(seed=seed)
-        self._quality: gp.GPRegressor | None = None
-        self._costs: list[gp.GPRegressor | None] = [None] * (len(search.objective_list) - 1)
+        self._last: Beliefs | None = None
 
     def before_trial(self, study: Study, trial: FrozenTrial) -> None:
-        """Choose the configuration of the trial."""
-        self._chosen: dict[str, Any] = {}
-        if "fixed_params" not in trial.system_attrs:
-            others = [other for other in study.get_trials(deepcopy=False) if other.number != trial.number]
-            self._chosen = self.propose(self._reader.read(others)) or {}
+        """Choose the configuration of the trial.
+
+        Here, while a worker waits: a choice that was made ahead, without the result that sets the worker free, costs a
+        search more than the wait (benchmarks/README.md).
+        """
+        others = [other for other in study.get_trials(deepcopy=False) if other.number != trial.number]
+        proposal = self.propose(self._reader.read(others), self._last)
+        self._chosen, self._last = proposal.values, proposal.beliefs or self._last
 
     def sample_independent(
         self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
@@ -237,28 +246,27 @@ class MultiFidelityGP(OneByOne):
             return self._chosen[param_name]
         return self._uniform.sample_independent(study, trial, param_name, param_distribution)
 
-    def propose(self, history: History) -> dict[str, Any] | None:
-        """The configuration with the greatest expected hypervolume improvement; None where nothing was learnt yet."""
+    def propose(self, history: History, last: Beliefs | None) -> Proposal:
+        """The configuration with the greatest expected hypervolume improvement; none where nothing was learnt yet.
+
+        Args:
+            history: what is known.
+            last: of an earlier question; fits begin at their hyperparameters.
+        """
         measured = np.isfinite(history.costs).all(axis=1)  # functions of the user are, at full fidelity only
         if min(len(set(history.trial)), measured.sum()) < BEGIN or not self._axes:
-            return None
+            return Proposal({}, None)
         candidates = self._candidates(history)
         if not len(candidates):
-            return None
+            return Proposal({}, None)
         places = self._places(candidates)
-        beliefs = self.fit(history)
+        beliefs = Beliefs(history, self._axes, last)
         mean, deviation = beliefs.at_full(places)
         costs = beliefs.costs_at(places)
         front, reference = self._front(history, beliefs, mean, costs)
         gain = improvement(mean, deviation, costs, front, reference)
         best = int(np.lexsort((deviation, gain, self._allowed(costs)))[-1])
-        return {axis.name: axis.grid[candidates[best, i]] for i, axis in enumerate(self._axes)}
-
-    def fit(self, history: History) -> Beliefs:
-        """Fit all processes; hyperparameters begin at those of the last fit."""
-        beliefs = Beliefs(history, self._axes, self._quality, self._costs)
-        self._quality, self._costs = beliefs.quality, beliefs.processes
-        return beliefs
+        return Proposal({axis.name: axis.grid[candidates[best, i]] for i, axis in enumerate(self._axes)}, beliefs)
 
     def _candidates(self, history: History) -> np.ndarray:
         """int64[m, d]: indices into the grids of the axes; those that were tried are left out."""
@@ -267,7 +275,8 @@ class MultiFidelityGP(OneByOne):
         if total <= MOST_CANDIDATES:
             flat = np.arange(total)
         else:
-            flat = np.unique(self._random.integers(total, size=MOST_CANDIDATES))
+            draw = np.random.default_rng((self._seed, len(history.numbers), len(history.rows)))
+            flat = np.unique(draw.integers(total, size=MOST_CANDIDATES))
         found = np.stack(np.unravel_index(flat, sizes), axis=1)
         tried = {tuple(np.round(row, 6)) for row in history.configurations}
         fresh = [tuple(np.round(row, 6)) not in tried for row in self._places(found)]
@@ -312,14 +321,8 @@ class MultiFidelityGP(OneByOne):
 class Beliefs:
     """The fitted processes of one moment."""
 
-    def __init__(
-        self,
-        history: History,
-        axes: Sequence[Axis],
-        quality: gp.GPRegressor | None,
-        costs: Sequence[gp.GPRegressor | None],
-    ) -> None:
-        """Fit; `quality` and `costs` are earlier processes, whose hyperparameters are where the fit begins."""
+    def __init__(self, history: History, axes: Sequence[Axis], last: Beliefs | None) -> None:
+        """Fit; hyperparameters begin at those of `last`."""
         self._categorical = np.array([*(axis.categorical for axis in axes), False])
         kept = telling(history, MOST_OBSERVATIONS)
         trial, rows, value = history.trial[kept], history.rows[kept], history.value[kept]
@@ -331,16 +334,17 @@ class Beliefs:
         flat = value + np.array([to_full[r] for r in rows])
         self._center, self._scale = float(np.median(flat)), float(np.std(flat)) or 1.0
         points = np.column_stack([history.configurations[trial], share])
-        self.quality = _fitted(points, (flat - self._center) / self._scale, self._categorical, quality)
+        self.quality = _fitted(points, (flat - self._center) / self._scale, self._categorical, last and last.quality)
         if len(history.pending):
             running = np.column_stack([history.configurations[history.pending], np.ones(len(history.pending))])
             x = torch.from_numpy(running)
             with torch.no_grad():
                 self.quality.append_running_data(x, self.quality.posterior(x)[0])
-        self.processes: list[gp.GPRegressor | None] = []
+        self.processes: list[gp.GPRegressor] = []
         self._cost_scales = []
         measured = np.isfinite(history.costs).all(axis=1)
-        for column, earlier in enumerate(costs):
+        for column in range(history.costs.shape[1]):
+            earlier = last and last.processes[column]
             y = history.costs[measured, column]
             center, scale = float(y.mean()), float(y.std()) or 1.0
             x_cost = history.configurations[measured]
@@ -364,7 +368,6 @@ class Beliefs:
         x = torch.from_numpy(places)
         columns = []
         for process, (center, scale) in zip(self.processes, self._cost_scales, strict=True):
-            assert process is not None
             with torch.no_grad():
                 columns.append(process.posterior(x)[0].numpy() * scale + center)
         return np.stack(columns, axis=1)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lorafront.search.mfgp import BEGIN, MultiFidelityGP, Reader, axes_of
+from lorafront.search.mfgp import BEGIN, Beliefs, Reader, axes_of
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
@@ -40,7 +40,7 @@ class Model:
         self._trials = trials
         self._reader = Reader(search, self._axes)
         self._least = least
-        self._process = MultiFidelityGP(search, search.seed)
+        self._beliefs: Beliefs | None = None
 
     def stops(self, number: int, rows: int, values: Sequence[float]) -> bool:
         """True where the chance is too small. False while fewer trials have finished than the process needs."""
@@ -55,7 +55,8 @@ class Model:
         if finished.sum() < BEGIN or not rivals.any() or mine.min() <= history.value[at_rung].min():
             return False
         history.pending = history.pending[:0]  # they would be believed at their mean, this one with them
-        mean, deviation = self._process.fit(history).at_full(history.configurations[[index]], noise=True)
+        self._beliefs = Beliefs(history, self._axes, self._beliefs)
+        mean, deviation = self._beliefs.at_full(history.configurations[[index]], noise=True)
         return chance(history.final[rivals].min(), float(mean[0]), float(deviation[0])) < self._least
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import sys
 import uuid
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
 DEFAULT_EVAL_SHARE = 0.1
 DEFAULT_EVAL_ROWS = 500
+LEAST_EVALUATED = 128  # rows at an early rung; of fewer the order of two trials says little
 ALSO = "also."  # of the names of second sets in the cache file
 _PARTS = ("ids", "offsets", "targets")
 FORMAT_VERSION = 2  # of the cache file; part of its name
@@ -64,6 +66,21 @@ class TokenRows:
     def row(self, index: int) -> tuple[np.ndarray, int]:
         """(token ids, target) of one row."""
         return self.ids[self.offsets[index] : self.offsets[index + 1]], int(self.targets[index])
+
+    def part(self, share: float, least: int = LEAST_EVALUATED) -> TokenRows:
+        """A draw of the rows, the same each time: a smaller share is a part of a larger one, and 1 is all.
+
+        Args:
+            share: of the rows, rounded up.
+            least: rows that are taken in any case, where there are so many.
+        """
+        wanted = max(least, math.ceil(len(self) * share))
+        if wanted >= len(self):
+            return self
+        chosen = seeded_generator(0, "part").permutation(len(self))[:wanted]
+        offsets = np.concatenate([[0], np.cumsum(self.lengths[chosen])]).astype(np.int64)
+        ids = np.concatenate([self.row(int(i))[0] for i in chosen])
+        return TokenRows(ids, offsets, self.targets[chosen])
 
     @classmethod
     def build(cls, rows: list[tuple[list[int], int]]) -> TokenRows:

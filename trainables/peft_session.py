@@ -110,9 +110,13 @@ class PeftSession:
         heartbeat.beat()
 
     def evaluate(self) -> dict[str, Any]:
-        """Evaluate on the whole evaluation split and the second sets; the user's functions at the end of the trial."""
+        """Evaluate on the evaluation split and the second sets; the user's functions at the end of the trial.
+
+        Before that on a part of each set, in proportion to the rows trained on (`TokenRows.part`): what is compared at
+        a rung has seen the same rows, and a trial that ends there costs little.
+        """
         start = time.perf_counter()
-        quality = self._quality()
+        quality = self._quality(min(1.0, self.rows_seen / self.config.rows))
         seconds = time.perf_counter() - start
         trainable, total = self.model.get_nb_trainable_parameters()  # knows that 4-bit weights are packed
         measured = Measurements(
@@ -137,12 +141,13 @@ class PeftSession:
         own = self._functions() if self.rows_seen >= self.config.rows else {}
         return {**measured, **quality, **{f"base_{k}": v for k, v in self.references.items()}, **own}
 
-    def _quality(self) -> dict[str, float]:
+    def _quality(self, share: float = 1.0) -> dict[str, float]:
         """The task's metrics on the evaluation split, and the loss on every second set as `eval_NAME_loss`."""
         size = self.config.training.eval_batch_size or self.batch_size
 
         def metrics(rows: TokenRows) -> dict[str, float]:
-            return self.task.metrics(tally(self.model, self.task, rows, self.data.pad_id, size, self.base.device))
+            taken = rows.part(share)
+            return self.task.metrics(tally(self.model, self.task, taken, self.data.pad_id, size, self.base.device))
 
         second = {f"eval_{name}_loss": metrics(rows)["eval_loss"] for name, rows in self.data.also.items()}
         return {**metrics(self.data.evaluation), **second}

@@ -11,7 +11,15 @@ from hypothesis import strategies as st
 from moocore import hypervolume
 
 from lorafront.search.learning_curve import remaining
-from lorafront.search.mfgp import Axis, Entry, History, axes_of, encode, improvement, telling
+from lorafront.search.mfgp import (
+    Axis,
+    Entry,
+    History,
+    axes_of,
+    encode,
+    improvement,
+    telling,
+)
 from lorafront.search.search_file import parse_search
 from lorafront.search.study import StudyLedger
 from lorafront.spaces.parameters import Range

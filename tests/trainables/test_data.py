@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
@@ -203,3 +204,14 @@ def test_real_instruction_data(prepared: Prepare) -> None:
     )
     assert len(data.train) + len(data.evaluation) < 220
     assert "rows dropped" in data.notes[0]
+
+
+@given(st.integers(1, 60), st.floats(0.01, 1), st.floats(0.01, 1))
+def test_a_part_of_the_rows_is_nested(rows: int, one: float, other: float):
+    """A smaller share is a part of a larger one; no share gives less than the least, and all of them are whole rows."""
+    whole = TokenRows.build([(list(range(row, 2 * row + 1)), row) for row in range(rows)])
+    small, large = (whole.part(share, least=5) for share in sorted((one, other)))
+    as_rows = [{(*part.row(i)[0], part.row(i)[1]) for i in range(len(part))} for part in (small, large, whole)]
+    assert as_rows[0] <= as_rows[1] <= as_rows[2]
+    assert len(small) == max(min(5, rows), math.ceil(rows * min(one, other)))
+    assert whole.part(1) is whole

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from lorafront.spaces.quantization import bitsandbytes_arguments
 from lorafront.trainables.config import TrialConfig
-from lorafront.trainables.data import TokenData
+from lorafront.trainables.data import TokenData, TokenRows
+from lorafront.trainables.evaluate import tally
 from lorafront.trainables.frozen_base import BaseCache
 from lorafront.trainables.peft_session import PeftSession, open_session
 
@@ -59,6 +61,23 @@ def test_evaluating_changes_nothing(make_trial: MakeTrial, bases: BaseCache, qua
     batch = session._largest_batch()
     session.task.nll(session.model, batch).backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in session.trained)
+    session.close()
+
+
+def test_an_early_rung_is_evaluated_on_a_part(make_trial: MakeTrial, bases: BaseCache) -> None:
+    """Half-way the loss is that of half of a large split, at the end that of all of it."""
+    trial = make_trial()
+    opened = open_session(trial, bases)
+    opened.close()
+    long = opened.data.train
+    split = TokenRows.build([long.row(i % len(long)) for i in range(300)])
+    session = PeftSession(opened.base, trial, replace(opened.data, evaluation=split))
+    for rows, share in ((16, 0.5), (32, 1)):
+        session.train(rows)
+        taken = split.part(share)
+        sums = tally(session.model, session.task, taken, session.data.pad_id, 4, session.base.device)
+        assert session.evaluate()["eval_loss"] == session.task.metrics(sums)["eval_loss"]
+        assert len(taken) == 300 * share
     session.close()
 
 
