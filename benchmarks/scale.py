@@ -1,13 +1,9 @@
 """What the driver costs per result as a study grows to 10,000 trials, 500 at once, and how fast readers are then.
 
-The searcher, the ledger and the SQLite study are those of a real search; only training is a formula. At each size a few
-trials are driven through the searcher (a rung, the end, the next question) while 500 are in flight; between two sizes
-the study is filled with rows such as those trials leave, because driving all of them would only take longer. A second
-part runs whole toy searches under Ray Tune, where every configuration is a Ray Tune trial.
-
-What limits it, in seconds of a core on the machine of `results/scale.json`: the sampler's own question (TPE 3.2 at
-10,000 trials), then that Optuna reads every running trial from the database at each question (0.17 to 0.33 with 500 of
-them, "uniform"); a trial that is written as a whole takes 0.02 ("start point"), and a result 0.02, whatever the size.
+The searcher, the ledger and the SQLite study are those of a real search; only training is a formula. All trials are
+driven through the searcher (a question, a rung, the end), 500 in flight, between the sizes with uniform draws; at each
+size a few with the default (`mfgp` and the rule `model`), with TPE, and with uniform draws are timed. A second part
+runs a whole toy search under Ray Tune.
 
 python benchmarks/scale.py
 """
@@ -20,7 +16,6 @@ import argparse
 import json
 import os
 import platform
-import random
 import resource
 import sqlite3
 import statistics
@@ -28,44 +23,37 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from optuna.distributions import distribution_to_json
-from optuna.samplers import RandomSampler
-from optuna.trial import FixedTrial
+import psutil
+from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 
-from lorafront.search import study_table
+from lorafront.search.model_stopping import Model
 from lorafront.search.optuna_searcher import OptunaSearcher, Workplace
 from lorafront.search.paths import RootPaths, SearchPaths
 from lorafront.search.progress import Silent
 from lorafront.search.ray_trainable import REPORT
 from lorafront.search.run import run_search
+from lorafront.search.samplers import make_sampler
 from lorafront.search.search_file import SearchFile, parse_search
-from lorafront.search.start_points import Start
+from lorafront.search.stopping import Never, StoppingRule
 from lorafront.search.study import StudyLedger
 from lorafront.search.study_table import read_study
 from lorafront.spaces.lora import LoraConfiguration
-from lorafront.spaces.uniform_draw import UniformDraw
 from lorafront.trainables.outcome import Outcome
 from lorafront.trainables.toy import ToySession
 from lorafront.trainables.trial import Report
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results" / "scale.json"
-SIZES = (0, 1000, 2500, 5000, 10_000)
+SIZES = (100, 1000, 2500, 5000, 10_000)
 RUNGS = (25, 50, 100)
 BAR_SECONDS = 2.0  # for `status` and `pareto` at 10,000 trials
-# Optuna's tables, as far as an ended trial has rows in them.
-INSERTS = {
-    "trials": ("trial_id", "number", "study_id", "state", "datetime_start", "datetime_complete"),
-    "trial_params": ("trial_id", "param_name", "param_value", "distribution_json"),
-    "trial_values": ("trial_id", "objective", "value", "value_type"),
-    "trial_user_attributes": ("trial_id", "key", "value_json"),
-}
 PACKAGES = ("ray", "optuna", "SQLAlchemy", "lorafront")
 
 
@@ -104,6 +92,17 @@ def median(costs: Iterable[Cost]) -> dict[str, float]:
     return {"wall": wall, "core": core}
 
 
+@dataclass
+class Switched:
+    """A stopping rule that can be exchanged."""
+
+    rule: StoppingRule
+
+    def stops(self, number: int, rows: int, values: Sequence[float]) -> bool:
+        """See `StoppingRule`."""
+        return self.rule.stops(number, rows, values)
+
+
 class Driven:
     """A study under its searcher, with so many trials in flight."""
 
@@ -112,19 +111,19 @@ class Driven:
         self.paths = paths
         self.search = search_of(paths.name, max(SIZES) * 2)
         self.ledger = StudyLedger(paths.study_db, self.search, create=True)
-        self.generator = random.Random(0)  # noqa: S311  # a benchmark, no secret
-        self.ledger.keep_starts([Start("", self._draw()[1], own=True) for _ in range(in_flight)])
         self.configurations: dict[str, LoraConfiguration] = {}
-        self.searcher = OptunaSearcher(
-            self.ledger, Workplace(lambda _number, lora: {"lora": lora}), Silent(), unfinished=[]
-        )
+        self.rule = Switched(Never())
+        workplace = Workplace(lambda _number, lora: {"lora": lora})
+        self.searcher = OptunaSearcher(self.ledger, workplace, Silent(), unfinished=[], rule=self.rule)
         self.asked = 0
-        self.start_points = median([self.suggest() for _ in range(in_flight)])
+        self.decide(RandomSampler(seed=0), Never())
+        for _ in range(in_flight):
+            self.suggest()
 
-    def _draw(self) -> tuple[LoraConfiguration, dict[str, Any]]:
-        draw = UniformDraw(self.generator)
-        lora = self.search.space.ask(draw, self.search.training.defaults())
-        return lora, draw.params
+    def decide(self, sampler: BaseSampler, rule: StoppingRule) -> None:
+        """From now on with these."""
+        self.ledger.view.study.sampler = sampler
+        self.rule.rule = rule
 
     def suggest(self) -> Cost:
         """Ask for a trial."""
@@ -134,65 +133,45 @@ class Driven:
         return cost
 
     def turn(self) -> dict[str, Cost]:
-        """The oldest trial in flight reports a rung and ends, and another one is asked for."""
+        """The oldest trial in flight reports its rungs and ends, and another one is asked for."""
         trial_id, lora = next(iter(self.configurations.items()))
         del self.configurations[trial_id]
-        first, *_, last = (json.dumps(measured(lora, rows).as_json()) for rows in RUNGS)
-        _, rung = timed(lambda: self.searcher.judge(trial_id, {REPORT: first}))
-        _, end = timed(lambda: self.searcher.on_trial_complete(trial_id, {REPORT: last}))
-        return {"rung": rung, "end": end, "ask": self.suggest()}
-
-    def fill(self, size: int) -> None:
-        """Add trials that have ended, up to `size`, with the rows that a driven one leaves, in one transaction."""
-        rows: dict[str, list[tuple[Any, ...]]] = {table: [] for table in INSERTS}
-        there = len(read_study(self.paths.study_db).trials)
-        for number in range(there, size):
-            lora, params = self._draw()
-            fixed = FixedTrial(params)
-            self.search.space.ask(fixed, self.search.training.defaults())
-            trial_id = number + 1
-            now = datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S.%f")
-            rows["trials"].append((trial_id, number, self.ledger.study_id, "COMPLETE", now, now))
-            for name, kind in fixed.distributions.items():
-                internal = kind.to_internal_repr(fixed.params[name])
-                rows["trial_params"].append((trial_id, name, internal, distribution_to_json(kind)))
-            rows["trial_user_attributes"] += [
-                (trial_id, key, json.dumps(value)) for key, value in self._attributes(lora).items()
-            ]
-            final = measured(lora, RUNGS[-1]).measurements
-            for place, objective in enumerate(self.search.objective_list):
-                rows["trial_values"].append((trial_id, place, final[objective.name], "FINITE"))
-        with sqlite3.connect(self.paths.study_db) as database:
-            for table, columns in INSERTS.items():
-                marks = ", ".join("?" * len(columns))
-                names = ", ".join(f'"{column}"' for column in columns)
-                database.executemany(f"INSERT INTO {table} ({names}) VALUES ({marks})", rows[table])  # noqa: S608
-        database.close()
-
-    @staticmethod
-    def _attributes(lora: LoraConfiguration) -> dict[str, Any]:
-        reports = [measured(lora, rows) for rows in RUNGS]
-        return {
-            study_table.CONFIGURATION: lora.model_dump(mode="json"),
-            study_table.EPOCH: 1,
-            **{f"{study_table.RUNG}{report.rows}": report.as_json() for report in reports},
-            study_table.OUTCOME: Outcome.COMPLETE.stored,
-            study_table.RESULT: reports[-1].as_json(),
-        }
+        costs, stopped = {}, False
+        for rows in RUNGS[:-1]:
+            last = json.dumps(measured(lora, rows).as_json())
+            stopped, costs["rung"] = timed(lambda last=last: self.searcher.judge(trial_id, {REPORT: last}))
+            if stopped:
+                break
+        if not stopped:
+            last = json.dumps(measured(lora, RUNGS[-1]).as_json())
+        _, costs["end"] = timed(lambda: self.searcher.on_trial_complete(trial_id, {REPORT: last}))
+        return {**costs, "ask": self.suggest()}
 
 
 def growth(root: RootPaths, sizes: tuple[int, ...], turns: int, in_flight: int) -> Iterator[dict[str, Any]]:
-    """Seconds per event at each size, with the sampler of the search and with uniform draws in its place."""
+    """Seconds per event at each size, by who decides."""
     driven = Driven(root.search("scale"), in_flight)
-    own = driven.ledger.study.sampler
+    uniform = (driven.ledger.view.study.sampler, Never())
+    search = driven.search
+    deciding: dict[str, tuple[BaseSampler, StoppingRule]] = {
+        "default": (make_sampler(search), Model(search, lambda: driven.ledger.view.trials)),
+        "tpe": (TPESampler(seed=0), Never()),
+        "uniform": uniform,
+    }
     for size in sizes:
-        driven.fill(size)
-        row: dict[str, Any] = {"trials": size, "in_flight": in_flight, "start point": driven.start_points}
-        for name, sampler in (("sampler", own), ("uniform", RandomSampler(seed=size))):
-            driven.ledger.study.sampler = sampler
+        driven.decide(*uniform)
+        began = time.perf_counter()
+        while driven.ledger.recorded < size - turns * len(deciding):
+            driven.turn()
+        row: dict[str, Any] = {
+            "trials": size, "in_flight": in_flight, "seconds_since_last": round(time.perf_counter() - began, 1)
+        }  # fmt: skip
+        for name, who in deciding.items():
+            driven.decide(*who)
             events = [driven.turn() for _ in range(turns)]
             row[name] = {key: median([event[key] for event in events]) for key in events[0]}
         row["megabytes"] = round(_bytes(driven.paths.study_db) / 1e6, 2)
+        row["driver_megabytes"] = round(psutil.Process().memory_info().rss / 1e6)
         yield row
 
 
@@ -234,7 +213,7 @@ def _reading(path: Path) -> tuple[float, float]:
 
 
 def under_ray(root: RootPaths, trials: int, at_once: int) -> dict[str, Any]:
-    """A whole toy search on tiny-llama's facts: one Ray Tune trial per configuration, actors reused."""
+    """A whole toy search on tiny-llama's facts."""
     text = root.root / "text.txt"
     text.write_text("\n\n".join(f"Paragraph {i} of a text that nobody trains on." for i in range(400)))
     search = search_of(

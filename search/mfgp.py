@@ -43,6 +43,8 @@ if TYPE_CHECKING:
 BEGIN = 4  # observations before the process is asked; uniform draws until then
 MOST_CANDIDATES = 2048
 MOST_OBSERVATIONS = 400  # the cost of a fit grows with their cube
+FEW = 64  # observations up to which the hyperparameters are tuned at each question
+TUNED_AGAIN = 1.1  # times as many observations as when they were tuned, and they are tuned again
 GRID = 17  # values of a continuous parameter
 MARGIN = 0.1  # of the front's extent; the reference point stands so far behind its worst values
 
@@ -185,6 +187,7 @@ class History:
         full: rows at the last rung.
         costs: float64[trials, k - 1], NaN where not measured yet.
         final: float64[trials], the first objective at full fidelity, NaN elsewhere.
+        member: bool[trials], of the front.
     """
 
     def __init__(self, entries: Sequence[Entry], axes: int, objectives: int) -> None:
@@ -201,6 +204,10 @@ class History:
         values = np.array([value for _, _, value in seen], dtype=float)
         worst = max((value for value in values if math.isfinite(value)), default=0.0)
         self.value = np.where(np.isfinite(values), values, worst)
+        points = np.column_stack([self.final, self.costs])
+        done = np.isfinite(points).all(axis=1)
+        self.member = np.zeros(len(points), dtype=bool)
+        self.member[done] = is_nondominated(points[done])
 
 
 def encode(lora: LoraConfiguration, space: Sequence[Axis]) -> list[float]:
@@ -278,8 +285,8 @@ class MultiFidelityGP(OneByOne):
             draw = np.random.default_rng((self._seed, len(history.numbers), len(history.rows)))
             flat = np.unique(draw.integers(total, size=MOST_CANDIDATES))
         found = np.stack(np.unravel_index(flat, sizes), axis=1)
-        tried = {tuple(np.round(row, 6)) for row in history.configurations}
-        fresh = [tuple(np.round(row, 6)) not in tried for row in self._places(found)]
+        tried = set(_tuples(history.configurations))
+        fresh = [place not in tried for place in _tuples(self._places(found))]
         untried: np.ndarray = found[np.array(fresh, dtype=bool)]
         return untried
 
@@ -321,35 +328,51 @@ class MultiFidelityGP(OneByOne):
 class Beliefs:
     """The fitted processes of one moment."""
 
-    def __init__(self, history: History, axes: Sequence[Axis], last: Beliefs | None) -> None:
-        """Fit; hyperparameters begin at those of `last`."""
+    def __init__(
+        self, history: History, axes: Sequence[Axis], last: Beliefs | None = None, judged: int | None = None
+    ) -> None:
+        """Fit the processes.
+
+        Args:
+            history: what is known.
+            axes: of the space.
+            last: earlier processes. Hyperparameters begin at theirs, and stay there while little more is known than
+                when they were tuned, which is what takes the time.
+            judged: index of a trial whose own rungs count in any case. It is not believed at its mean then, nor are the
+                others that run.
+        """
+        known = len(history.rows)
+        again = last is None or known <= FEW or known >= last.tuned_on * TUNED_AGAIN
+        self.tuned_on = known if last is None or again else last.tuned_on
         self._categorical = np.array([*(axis.categorical for axis in axes), False])
-        kept = telling(history, MOST_OBSERVATIONS)
+        kept = telling(history, MOST_OBSERVATIONS, judged)
         trial, rows, value = history.trial[kept], history.rows[kept], history.value[kept]
         self._lowest = math.log(history.rows.min())
         self._extent = (math.log(history.full) - self._lowest) or 1.0
         share = (np.log(rows) - self._lowest) / self._extent
         # What training on brings is nearly the same for all: taken out before, so that the process models the rest.
-        to_full = remaining(trial, rows, value)
+        to_full = remaining(history.trial, history.rows, history.value)
         flat = value + np.array([to_full[r] for r in rows])
         self._center, self._scale = float(np.median(flat)), float(np.std(flat)) or 1.0
         points = np.column_stack([history.configurations[trial], share])
-        self.quality = _fitted(points, (flat - self._center) / self._scale, self._categorical, last and last.quality)
-        if len(history.pending):
+        scaled = (flat - self._center) / self._scale
+        self.quality = _fitted(points, scaled, self._categorical, last and last.quality, tune=again)
+        if len(history.pending) and judged is None:
             running = np.column_stack([history.configurations[history.pending], np.ones(len(history.pending))])
             x = torch.from_numpy(running)
             with torch.no_grad():
                 self.quality.append_running_data(x, self.quality.posterior(x)[0])
         self.processes: list[gp.GPRegressor] = []
         self._cost_scales = []
-        measured = np.isfinite(history.costs).all(axis=1)
+        measured = np.flatnonzero(np.isfinite(history.costs).all(axis=1))
+        measured = measured[spread(MOST_OBSERVATIONS, ~history.member[measured])]
         for column in range(history.costs.shape[1]):
-            earlier = last and last.processes[column]
             y = history.costs[measured, column]
             center, scale = float(y.mean()), float(y.std()) or 1.0
             x_cost = history.configurations[measured]
-            categorical = self._categorical[:-1]
-            self.processes.append(_fitted(x_cost, (y - center) / scale, categorical, earlier, exact=True))
+            categorical, earlier = self._categorical[:-1], last and last.processes[column]
+            scaled = (y - center) / scale
+            self.processes.append(_fitted(x_cost, scaled, categorical, earlier, tune=again, exact=True))
             self._cost_scales.append((center, scale))
 
     def at_full(self, places: np.ndarray, *, noise: bool = False) -> tuple[np.ndarray, np.ndarray]:
@@ -373,34 +396,56 @@ class Beliefs:
         return np.stack(columns, axis=1)
 
 
-def telling(history: History, most: int) -> np.ndarray:
+def telling(history: History, most: int, judged: int | None = None) -> np.ndarray:
     """int[<= most]: observations to learn from where there are too many.
 
-    High rungs before low ones, and in each the members of the front before a draw of the others, which is spread over
-    the whole study: what was good shows where to look, what was not where it is no use.
+    Those of the trial that is judged first; then high rungs before low ones, and in each the members of the front
+    before the others: what was good shows where to look, what was not where it is no use.
     """
-    if len(history.rows) <= most:
-        return np.arange(len(history.rows))
-    points = np.column_stack([history.final, history.costs])
-    done = np.isfinite(points).all(axis=1)
-    member = np.zeros(len(points), dtype=bool)
-    member[done] = is_nondominated(points[done])
-    draw = np.random.default_rng(0).random(len(history.rows))  # the same for what was there before
-    return np.lexsort((draw, ~member[history.trial], -history.rows))[:most]
+    others = history.trial != (-1 if judged is None else judged)
+    return spread(most, ~history.member[history.trial], -history.rows, others)
+
+
+def spread(most: int, *keys: np.ndarray) -> np.ndarray:
+    """int[<= most]: in the order of the keys, the last one first; among equals a draw over all of them.
+
+    The draw is the same for what was there before. All, as they stand, where there are no more than that.
+    """
+    n = len(keys[0])
+    return np.lexsort((np.random.default_rng(0).random(n), *keys))[:most] if n > most else np.arange(n)
 
 
 def _fitted(
-    x: np.ndarray, y: np.ndarray, categorical: np.ndarray, earlier: gp.GPRegressor | None, *, exact: bool = False
+    x: np.ndarray,
+    y: np.ndarray,
+    categorical: np.ndarray,
+    earlier: gp.GPRegressor | None,
+    *,
+    tune: bool,
+    exact: bool = False,
 ) -> gp.GPRegressor:
+    x, y = np.ascontiguousarray(x), np.ascontiguousarray(y)
+    if earlier is not None and not tune:
+        fitted = gp.GPRegressor(
+            torch.from_numpy(categorical), torch.from_numpy(x), torch.from_numpy(y),
+            earlier.inverse_squared_lengthscales, earlier.kernel_scale, earlier.noise_var,
+        )  # fmt: skip
+        fitted._cache_matrix()  # noqa: SLF001  # what `fit_kernel_params` does at its end
+        return fitted
     return gp.fit_kernel_params(
-        X=np.ascontiguousarray(x),
-        Y=np.ascontiguousarray(y),
+        X=x,
+        Y=y,
         is_categorical=categorical,
         log_prior=prior.default_log_prior,
         minimum_noise=prior.DEFAULT_MINIMUM_NOISE_VAR,
         deterministic_objective=exact,
         gpr_cache=earlier,
     )
+
+
+def _tuples(places: np.ndarray) -> list[tuple[float, ...]]:
+    """Places that can be compared with those of another way to the same."""
+    return list(map(tuple, np.round(places, 6).tolist()))
 
 
 def improvement(

@@ -54,8 +54,7 @@ class Model:
         mine = history.value[at_rung & (history.trial == index)]
         if finished.sum() < BEGIN or not rivals.any() or mine.min() <= history.value[at_rung].min():
             return False
-        history.pending = history.pending[:0]  # they would be believed at their mean, this one with them
-        self._beliefs = Beliefs(history, self._axes, self._beliefs)
+        self._beliefs = Beliefs(history, self._axes, self._beliefs, judged=index)
         mean, deviation = self._beliefs.at_full(history.configurations[[index]], noise=True)
         return chance(history.final[rivals].min(), float(mean[0]), float(deviation[0])) < self._least
 
