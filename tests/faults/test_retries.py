@@ -112,6 +112,24 @@ def test_a_shared_worker_gets_no_trial_that_needs_one_alone(tmp_path: Path) -> N
     assert searcher.suggest("b") == {"number": 0}
 
 
+def test_a_trial_that_failed_by_its_own_fault_stays_failed(tmp_path: Path) -> None:
+    """F37: a driver that goes on does not run it again, and a result that comes for it later changes nothing."""
+    path = tmp_path / "study.db"
+    first = searcher_on(path)
+    first.suggest("a")
+    first.on_trial_complete("a", said(Report(8, {}, Outcome.USER_ERROR, "of its own")))
+    before = read_study(path).trials
+    ledger = StudyLedger(path, search_file(budget={"trials": 3}), create=False)
+    assert ledger.running() == []
+    again = OptunaSearcher(
+        ledger, Workplace(lambda number, _: {"number": number}), Silent(), unfinished=ledger.running()
+    )
+    assert [again.suggest("a"), again.suggest("b"), again.suggest("c")] == [{"number": 1}, {"number": 2}, None]
+    ledger.tell(0, Report(16, {"perplexity": 2.0, "peak_vram_gb": 1.0}, Outcome.COMPLETE))
+    assert read_study(path).trials[:1] == before
+    assert ledger.recorded == 1
+
+
 def test_a_rung_that_cannot_be_stored_stops_the_search(tmp_path: Path) -> None:
     """F20: the trial stays unfinished, its worker gets nothing more, and the next driver stores the rung after all."""
     path = tmp_path / "study.db"

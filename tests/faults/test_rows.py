@@ -1,7 +1,8 @@
 """Whole searches of toy trials under faults, with real processes and real signals; `make faults` runs them.
 
 The rows are those of a fault matrix: F1 killed driver, F4 ended driver, F7 killed worker and F31 two drivers stand in
-tests/search/test_run.py and run with `make test`; F2, F3, F24, F39 stand in test_points.py too, F27 in test_retries.py.
+tests/search/test_run.py and run with `make test`, F26 and F39 too; F2, F3, F24 stand in test_points.py, F27 and F37 in
+test_retries.py.
 """
 
 from __future__ import annotations

@@ -26,7 +26,6 @@ from lorafront.search.run import resume_search, run_search
 from lorafront.search.search_file import SearchFile, parse_search
 from lorafront.search.study_table import StudyTable, read_study
 from lorafront.spaces.errors import InvalidInput, SearchExists, StateUnreadable
-from lorafront.trainables import fault_points
 from lorafront.trainables.data import TokenRows
 from lorafront.trainables.outcome import Outcome
 
@@ -202,12 +201,11 @@ def test_export_is_the_same_twice_and_refuses_damage(real: tuple[StudyTable, Roo
     before = [file.read_bytes() for file in files]
     export_front(paths, tmp_path / "a")
     assert [file.read_bytes() for file in files] == before
-    fault_points.arm("mid_export:raise")
-    try:
-        with pytest.raises(fault_points.FaultInjected):
-            export_front(paths, tmp_path / "a", [trial.number for trial in real[0].complete])
-    finally:
-        fault_points.arm("")
+    every = [option for trial in real[0].complete for option in ("--trial", str(trial.number))]
+    command = [sys.executable, "-m", "lorafront.search.cli", "export", "real", "--out", str(tmp_path / "a"), *every]
+    environment = {**os.environ, "FAULT_AT": "mid_export:kill"}
+    killed = subprocess.run([*command, "--root", str(root.root)], check=False, env=environment)
+    assert killed.returncode == -signal.SIGKILL
     assert [file.read_bytes() for file in files] == before  # F39: what an export that broke off had found is whole
     export_front(paths, tmp_path / "a")
     assert sorted(p for p in (tmp_path / "a").rglob("*") if p.is_file()) == files
@@ -264,7 +262,7 @@ def test_an_absent_server_holds_nobody_up(ray_session: None, text_file: Path, tm
 
 
 def test_failing_trials_are_recorded_and_the_search_goes_on(ray_session: None, text_file: Path, tmp_path: Path) -> None:
-    """Trials that diverge end as such with their reason, and the search spends its budget all the same."""
+    """F26: trials that diverge end as such with their reason, once, and the search spends its budget all the same."""
     space = {
         "rank": [4, 8, 16, 32],
         "quantization": "bf16",
@@ -276,6 +274,8 @@ def test_failing_trials_are_recorded_and_the_search_goes_on(ray_session: None, t
     outcomes = {trial.outcome for trial in table.counted if trial.lora.learning_rate > 1}
     assert len(table.counted) == 6
     assert outcomes == {Outcome.DIVERGED}
+    assert {trial.state for trial in table.counted if trial.outcome is Outcome.DIVERGED} == {"PRUNED"}
+    assert not list(tmp_path.rglob("attempt-*.json"))
     runs = mlflow_runs(tmp_path / "mlflow.db", "failing")
     reasons = {run.data.tags.get("reason") for run in runs.values() if run.info.status == "KILLED"}
     assert reasons == {"diverged"}
