@@ -1,0 +1,150 @@
+"""Peak memory of a trial before it runs: its session trains two steps on tensors that have shapes and no content.
+
+No weights and no GPU are needed, only the model's config. The session is the one that trains (`PeftSession`, with its
+own memory probe), so the count is that of the real step on a CPU, to the byte; what other devices do differently is not
+in it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
+from transformers import BitsAndBytesConfig
+from transformers.quantizers import AutoHfQuantizer
+
+from lorafront.spaces.quantization import bitsandbytes_arguments
+from lorafront.trainables.data import TokenData, TokenRows
+from lorafront.trainables.frozen_base import FrozenBase, base_key
+from lorafront.trainables.memory_meter import Memory
+from lorafront.trainables.model_facts import head_modules, without_weights
+from lorafront.trainables.models import compute_dtype, dtype_name
+from lorafront.trainables.peft_session import PeftSession
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PretrainedConfig, PreTrainedModel
+
+    from lorafront.trainables.config import TrialConfig
+    from lorafront.trainables.task import Task
+
+CPU = torch.device("cpu")
+
+
+def trace(trial: TrialConfig, config: PretrainedConfig, task: Task, row: tuple[int, int]) -> Memory:
+    """Peak of two optimizer steps of a trial, as its session would measure it on a CPU.
+
+    Args:
+        trial: the trial; its token file and its folder of weights are not read.
+        config: of the model.
+        task: which head.
+        row: tokens of the longest row, and where its target starts (see `TokenRows.targets`).
+    """
+    tokens, start = row
+    rows = TokenRows.build([(list(range(tokens)), start)])
+    data = TokenData(rows, rows, pad_id=0)
+    base = ShapesOnly(trial, config, task)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        return PeftSession(base, trial, data).memory
+
+
+class ShapesOnly(FrozenBase):
+    """A base whose tensors have no content, for one adapter."""
+
+    def __init__(self, trial: TrialConfig, config: PretrainedConfig, task: Task) -> None:
+        """Build the model on the meta device."""
+        quantization, labels = trial.lora.quantization, trial.labels
+        self.key = base_key(trial.model, task, quantization, labels)
+        self.task = task
+        self.references = {trial.tokens: {}}  # there is nothing to evaluate
+        self.probes = {}
+        self.device = CPU
+        self.dtype = compute_dtype(quantization, CPU)
+        attention = None if trial.model.attention == "auto" else trial.model.attention
+        self.model = _model(config, task, quantization, labels, self.dtype, attention)
+        self.new_modules = [name for name in head_modules(self.model) if "." not in name] if task.new_head else []
+        self._biases = {}
+        self._heads = {}
+
+    def attach(self, config: TrialConfig) -> PeftModel:
+        """As the real one does; afterwards everything stands on the CPU, by shape. Call it under `FakeTensorMode`."""
+        with unset_fake_temporarily():  # bitsandbytes' and PEFT's own classes of tensors would not mix with fake ones
+            peft_model = super().attach(config)
+        _materialise(peft_model)
+        return peft_model
+
+    def _seed(self, peft_model: PeftModel, seed: int) -> None:
+        """No values are drawn."""
+
+
+def _model(
+    config: PretrainedConfig,
+    task: Task,
+    quantization: str,
+    labels: tuple[str, ...],
+    dtype: torch.dtype,
+    attention: str | None,
+) -> PreTrainedModel:
+    """The model on the meta device, its linear modules replaced as transformers does when it loads weights."""
+    model = without_weights(config, task, labels, dtype, attention)
+    bits = bitsandbytes_arguments(quantization, dtype_name(dtype))
+    if bits is not None:
+        if task.new_head:
+            bits["llm_int8_skip_modules"] = head_modules(model)
+        AutoHfQuantizer.from_config(BitsAndBytesConfig(**bits)).preprocess_model(model, device_map={"": CPU})
+    model.requires_grad_(requires_grad=False)
+    return model
+
+
+def _materialise(model: torch.nn.Module) -> None:
+    """Give every tensor a place on the CPU, tied ones the same, quantized ones their packed form."""
+    placed: dict[int, torch.nn.Parameter] = {}
+    for module in list(model.modules()):
+        for name, parameter in list(module._parameters.items()):
+            if parameter is None:
+                continue
+            if id(parameter) not in placed:
+                placed[id(parameter)] = _placed(parameter, module)
+            module._parameters[name] = placed[id(parameter)]
+        for name, buffer in list(module._buffers.items()):
+            if buffer is not None:
+                module._buffers[name] = torch.empty_like(buffer, device=CPU)
+
+
+def _placed(parameter: torch.nn.Parameter, module: torch.nn.Module) -> torch.nn.Parameter:
+    import bitsandbytes
+
+    empty = torch.empty(parameter.shape, dtype=parameter.dtype, device=CPU)
+    if isinstance(parameter, bitsandbytes.nn.Params4bit):
+        return _four_bit(parameter, empty)
+    if isinstance(parameter, bitsandbytes.nn.Int8Params):
+        return _eight_bit(parameter, empty)
+    return torch.nn.Parameter(empty, requires_grad=parameter.requires_grad)
+
+
+def _four_bit(parameter: Any, weight: torch.Tensor) -> torch.nn.Parameter:
+    """Packed by bitsandbytes' own function. A plain parameter: its subclass of Tensor would hide the fake one."""
+    from bitsandbytes.functional import quantize_4bit
+
+    packed, state = quantize_4bit(
+        weight,
+        blocksize=parameter.blocksize,
+        compress_statistics=parameter.compress_statistics,
+        quant_type=parameter.quant_type,
+        quant_storage=parameter.quant_storage,
+    )
+    found: Any = torch.nn.Parameter(packed, requires_grad=False)
+    for name in ("blocksize", "compress_statistics", "quant_type", "quant_storage"):
+        setattr(found, name, getattr(parameter, name))
+    found.quant_state, found.bnb_quantized = state, True
+    return cast("torch.nn.Parameter", found)
+
+
+def _eight_bit(parameter: Any, weight: torch.Tensor) -> torch.nn.Parameter:
+    from bitsandbytes.functional import int8_vectorwise_quant
+
+    rows, scales, _ = int8_vectorwise_quant(weight.to(torch.float16))
+    found: Any = torch.nn.Parameter(rows, requires_grad=False)
+    found.CB, found.SCB, found.has_fp16_weights = rows, scales, parameter.has_fp16_weights
+    return cast("torch.nn.Parameter", found)
