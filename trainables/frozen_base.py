@@ -123,11 +123,14 @@ class FrozenBase:
             for name, module in self.model.named_modules()
             if isinstance(module, ModulesToSaveWrapper)
         }
-        _seed_adapter(peft_model, config.seed, self.new_modules)
+        self._seed(peft_model, config.seed)
         if config.training.gradient_checkpointing:
             self.model.gradient_checkpointing_enable({"use_reentrant": False})
             self.model.enable_input_require_grads()
         return peft_model
+
+    def _seed(self, peft_model: PeftModel, seed: int) -> None:
+        _seed_adapter(peft_model, seed, self.new_modules)
 
     def detach(self, peft_model: PeftModel) -> None:
         """Take the adapter off and undo what the trial changed."""

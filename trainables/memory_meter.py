@@ -13,6 +13,7 @@ from typing import Any
 
 import psutil
 import torch
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
@@ -120,7 +121,8 @@ class LiveStorages(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch
         storage = tensor.untyped_storage()
         key = storage._cdata  # noqa: SLF001  # the address of the storage itself; torch names no public one
         known = self._seen.get(key)
-        if (known is not None and known() is not None) or storage.device.type == "meta":
+        unplaced = storage.device.type == "meta" and not isinstance(tensor, FakeTensor)
+        if (known is not None and known() is not None) or unplaced:
             return
         size = -(-storage.nbytes() // ROUND) * ROUND
         self.live += size

@@ -7,46 +7,84 @@ in it.
 
 from __future__ import annotations
 
+import contextlib
+import re
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, cast
+from unittest import mock
 
 import torch
+from torch._subclasses import fake_tensor
 from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from transformers import BitsAndBytesConfig
 from transformers.quantizers import AutoHfQuantizer
+from transformers.utils import import_utils
 
 from lorafront.spaces.quantization import bitsandbytes_arguments
-from lorafront.trainables.data import TokenData, TokenRows
+from lorafront.trainables.data import TokenData
 from lorafront.trainables.frozen_base import FrozenBase, base_key
 from lorafront.trainables.memory_meter import Memory
 from lorafront.trainables.model_facts import head_modules, without_weights
 from lorafront.trainables.models import compute_dtype, dtype_name
-from lorafront.trainables.peft_session import PeftSession
+from lorafront.trainables.peft_session import Batch, PeftSession
 
 if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PretrainedConfig, PreTrainedModel
 
     from lorafront.trainables.config import TrialConfig
+    from lorafront.trainables.data import TokenRows
     from lorafront.trainables.task import Task
 
 CPU = torch.device("cpu")
+MOST_KNOWN = 2**24  # elements of a tensor whose content is carried along
 
 
-def trace(trial: TrialConfig, config: PretrainedConfig, task: Task, row: tuple[int, int]) -> Memory:
+def trace(trial: TrialConfig, config: PretrainedConfig, task: Task, rows: TokenRows) -> Memory:
     """Peak of two optimizer steps of a trial, as its session would measure it on a CPU.
 
     Args:
         trial: the trial; its token file and its folder of weights are not read.
         config: of the model.
         task: which head.
-        row: tokens of the longest row, and where its target starts (see `TokenRows.targets`).
+        rows: to train on; of those that the trial sees the largest batch is made.
     """
-    tokens, start = row
-    rows = TokenRows.build([(list(range(tokens)), start)])
     data = TokenData(rows, rows, pad_id=0)
     base = ShapesOnly(trial, config, task)
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        return PeftSession(base, trial, data).memory
+    with _known_content(), FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        return TracedSession(base, trial, data, mode).memory
+
+
+class TracedSession(PeftSession):
+    """The session up to its memory probe. The batch alone has content: what is made depends on whether it is padded."""
+
+    def __init__(self, base: ShapesOnly, config: TrialConfig, data: TokenData, mode: FakeTensorMode) -> None:
+        """Args: mode: the one that is on."""
+        self._mode = mode
+        super().__init__(base, config, data)
+
+    def _start_optimizer(self) -> None:
+        with unset_fake_temporarily():  # bitsandbytes fills a table with numbers; parameters stay fake all the same
+            super()._start_optimizer()
+
+    def _largest_batch(self) -> Batch:
+        with unset_fake_temporarily():
+            batch = super()._largest_batch()
+        convert = self._mode.fake_tensor_converter.from_real_tensor
+        return {name: convert(self._mode, tensor, make_constant=True) for name, tensor in batch.items()}
+
+
+@contextlib.contextmanager
+def _known_content() -> Iterator[None]:
+    """Let fake tensors that stand for known ones carry their content along, and models look at it.
+
+    torch does so for scalars only, and transformers makes a mask in any case where it sees a fake tensor.
+    """
+    with (
+        mock.patch.object(fake_tensor, "CONSTANT_NUMEL_LIMIT", MOST_KNOWN),
+        mock.patch.object(import_utils, "is_fake_tensor", _no),  # a Mock would keep the tensors that it is given
+    ):
+        yield
 
 
 class ShapesOnly(FrozenBase):
@@ -78,6 +116,10 @@ class ShapesOnly(FrozenBase):
         """No values are drawn."""
 
 
+def _no(_tensor: object) -> bool:
+    return False
+
+
 def _model(
     config: PretrainedConfig,
     task: Task,
@@ -94,32 +136,42 @@ def _model(
             bits["llm_int8_skip_modules"] = head_modules(model)
         AutoHfQuantizer.from_config(BitsAndBytesConfig(**bits)).preprocess_model(model, device_map={"": CPU})
     model.requires_grad_(requires_grad=False)
+    _cast(model, dtype)
     return model
+
+
+def _cast(model: PreTrainedModel, dtype: torch.dtype) -> None:
+    """Give every parameter that is not quantized the dtype in which its weights would be loaded."""
+    plan = model._get_dtype_plan(dtype)  # noqa: SLF001  # T5 keeps some in float32
+    cast: dict[int, torch.nn.Parameter] = {}
+    for prefix, module in model.named_modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if type(parameter) is torch.nn.Parameter:
+                full = f"{prefix}.{name}"
+                wanted = next((to for pattern, to in plan.items() if re.search(pattern, full)), dtype)
+                made = cast.setdefault(id(parameter), torch.nn.Parameter(parameter.to(wanted), requires_grad=False))
+                setattr(module, name, made)
 
 
 def _materialise(model: torch.nn.Module) -> None:
     """Give every tensor a place on the CPU, tied ones the same, quantized ones their packed form."""
     placed: dict[int, torch.nn.Parameter] = {}
     for module in list(model.modules()):
-        for name, parameter in list(module._parameters.items()):
-            if parameter is None:
-                continue
+        for name, parameter in list(module.named_parameters(recurse=False)):
             if id(parameter) not in placed:
                 placed[id(parameter)] = _placed(parameter, module)
-            module._parameters[name] = placed[id(parameter)]
-        for name, buffer in list(module._buffers.items()):
-            if buffer is not None:
-                module._buffers[name] = torch.empty_like(buffer, device=CPU)
+            setattr(module, name, placed[id(parameter)])
+        for name, buffer in list(module.named_buffers(recurse=False)):
+            setattr(module, name, torch.empty_like(buffer, device=CPU))
 
 
 def _placed(parameter: torch.nn.Parameter, module: torch.nn.Module) -> torch.nn.Parameter:
     import bitsandbytes
 
     empty = torch.empty(parameter.shape, dtype=parameter.dtype, device=CPU)
-    if isinstance(parameter, bitsandbytes.nn.Params4bit):
-        return _four_bit(parameter, empty)
-    if isinstance(parameter, bitsandbytes.nn.Int8Params):
-        return _eight_bit(parameter, empty)
+    if isinstance(parameter, bitsandbytes.nn.Params4bit | bitsandbytes.nn.Int8Params):
+        whole = torch.empty(module.out_features, module.in_features, dtype=torch.bfloat16, device=CPU)
+        return (_four_bit if isinstance(parameter, bitsandbytes.nn.Params4bit) else _eight_bit)(parameter, whole)
     return torch.nn.Parameter(empty, requires_grad=parameter.requires_grad)
 
 

@@ -83,8 +83,21 @@ def model_facts(config: PretrainedConfig, task: Task, labels: tuple[str, ...] = 
     )
 
 
-def without_weights(config: PretrainedConfig, task: Task, labels: tuple[str, ...]) -> PreTrainedModel:
+def without_weights(
+    config: PretrainedConfig,
+    task: Task,
+    labels: tuple[str, ...],
+    dtype: torch.dtype | None = None,
+    attention: str | None = None,
+) -> PreTrainedModel:
     """The task's model on the meta device.
+
+    Args:
+        config: of the model.
+        task: which head.
+        labels: names of the classes.
+        dtype: of its parameters; none is float32.
+        attention: which implementation; none is transformers' choice.
 
     Raises:
         ValueError: the model is not of the kind that the task trains.
@@ -93,7 +106,9 @@ def without_weights(config: PretrainedConfig, task: Task, labels: tuple[str, ...
     for name, value in task.model_arguments(labels).items():
         setattr(config, name, value)
     with torch.device("meta"):
-        model: PreTrainedModel = task.auto_class().from_config(config)
+        model: PreTrainedModel = task.auto_class().from_config(
+            config, **({"dtype": dtype} if dtype else {}), attn_implementation=attention
+        )
     return model
 
 
