@@ -37,7 +37,7 @@ GAP_SHARE, FRONT_SHARE = 0.9, 0.95
 MARGIN = 0.05  # of the table's range, by which the reference point lies beyond its worst
 RESAMPLES = 2000
 LEVEL = (2.5, 97.5)  # percentiles of the intervals
-OURS = ("tpe/off", "tpe/rungs", "mfgp/off", "mfgp/rungs")
+OURS = ("tpe/off", "tpe/rungs", "mfgp/off", "mfgp/rungs", "mfgp/model")
 GOALS = {"grid": 0.2, "optunasearch": 0.5, "best peer": 0.7}  # our cost over theirs, at most
 
 # Rank, alpha / rank, modules, quantization: the recommended default, then what guides recommend for 6-8, over 16, 8-12

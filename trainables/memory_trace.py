@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, cast
 from unittest import mock
 
@@ -22,8 +22,8 @@ from transformers.utils import import_utils
 
 from lorafront.spaces.quantization import bitsandbytes_arguments
 from lorafront.trainables.data import TokenData
-from lorafront.trainables.frozen_base import FrozenBase, base_key
-from lorafront.trainables.memory_meter import Memory
+from lorafront.trainables.frozen_base import FrozenBase, base_key, resident_tensors
+from lorafront.trainables.memory_meter import LiveStorages, Memory
 from lorafront.trainables.model_facts import head_modules, without_weights
 from lorafront.trainables.models import compute_dtype, dtype_name
 from lorafront.trainables.peft_session import Batch, PeftSession
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from lorafront.trainables.task import Task
 
 CPU = torch.device("cpu")
+TRACED = "traced"  # source of a peak that was not measured
 MOST_KNOWN = 2**24  # elements of a tensor whose content is carried along
 
 
@@ -49,10 +50,67 @@ def trace(trial: TrialConfig, config: PretrainedConfig, task: Task, rows: TokenR
         task: which head.
         rows: to train on; of those that the trial sees the largest batch is made.
     """
+    return traced(trial, config, task, rows).memory
+
+
+def traced(trial: TrialConfig, config: PretrainedConfig, task: Task, rows: TokenRows) -> TracedSession:
+    """As `trace`; the session, which has the whole timeline."""
     data = TokenData(rows, rows, pad_id=0)
     base = ShapesOnly(trial, config, task)
     with _known_content(), FakeTensorMode(allow_non_fake_inputs=True) as mode:
-        return TracedSession(base, trial, data, mode).memory
+        return TracedSession(base, trial, data, mode)
+
+
+class Timeline(LiveStorages):
+    """Remembers when each storage came and went, and what the step was doing then.
+
+    Attributes:
+        sizes: bytes of every storage, in the order in which they came.
+        made: the segment in which each came.
+        events: (index of the storage, +1 where it comes and -1 where it goes, segment).
+        phases: of every segment, in order: `resident`, then `forward`, `backward` and `update` in turn.
+    """
+
+    def __init__(self, resident: Iterable[torch.Tensor]) -> None:
+        """Args: resident: tensors that are there before."""
+        self.sizes: list[int] = []
+        self.made: list[int] = []
+        self.events: list[tuple[int, int, int]] = []
+        self.phases = ["resident"]
+        self._indices: dict[int, int] = {}
+        super().__init__(resident)
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Note which phase this is: what comes after a backward pass is the update until something is looked up."""
+        now = self.phases[-1]
+        if torch._C._current_graph_task_id() >= 0:  # noqa: SLF001  # torch's only sign of a backward pass
+            now = "backward"
+        elif now == "backward":
+            now = "update"
+        elif now == "resident" or "embedding" in str(func):
+            now = "forward"
+        if now != self.phases[-1]:
+            self.phases.append(now)
+        return super().__torch_dispatch__(func, types, args, kwargs)
+
+    def _add(self, tensor: torch.Tensor) -> None:
+        before = self.live
+        super()._add(tensor)
+        if self.live == before:
+            return
+        storage = tensor.untyped_storage()
+        self._indices[id(self._seen[storage._cdata])] = len(self.sizes)  # noqa: SLF001  # as in the class above
+        self.events.append((len(self.sizes), 1, len(self.phases) - 1))
+        self.sizes.append(storage.nbytes())
+        self.made.append(len(self.phases) - 1)
+
+    def _drop(self, key: int, ref: Any, size: int) -> None:
+        super()._drop(key, ref, size)
+        index = self._indices.pop(id(ref), None)
+        if index is not None:  # else the timeline itself is being cleared away
+            self.events.append((index, -1, len(self.phases) - 1))
 
 
 class TracedSession(PeftSession):
@@ -62,6 +120,11 @@ class TracedSession(PeftSession):
         """Args: mode: the one that is on."""
         self._mode = mode
         super().__init__(base, config, data)
+
+    def _measure(self, work: Callable[[], object]) -> Memory:
+        with Timeline(resident_tensors(self.model)) as self.timeline:
+            work()
+        return Memory(self.timeline.peak, self.timeline.peak, 0, TRACED)
 
     def _start_optimizer(self) -> None:
         with unset_fake_temporarily():  # bitsandbytes fills a table with numbers; parameters stay fake all the same

@@ -289,13 +289,16 @@ class PeftSession:
 
         # A scaler may skip both steps, and no optimizer state would be there to be counted.
         self.scaler = torch.amp.GradScaler(self.base.device.type, enabled=False)
-        memory = measure_peak(two_steps, lambda: resident_tensors(self.model), self.base.device)
+        memory = self._measure(two_steps)
         with torch.no_grad():
             for parameter, value in zip(self.trained, before, strict=True):
                 parameter.copy_(value)
         self.step, self._losses = 0, []
         self._start_optimizer()
         return memory
+
+    def _measure(self, work: Callable[[], object]) -> Memory:
+        return measure_peak(work, lambda: resident_tensors(self.model), self.base.device)
 
     def _largest_batch(self) -> Batch:
         """A batch as large as the rows that this trial will see can make one.

@@ -1,0 +1,227 @@
+"""Peak memory in closed form: two traced steps per kind of trial, then any rank, batch, length and depth by arithmetic.
+
+Trials of one kind do the same operations on tensors of other sizes. So a step is traced with a rank, a batch size and
+lengths that are primes which divide no size of the model: in the bytes of each storage they are found again as factors,
+and the storage's size is known for all others. Depth is extrapolated: steps of two and of three layers are traced, and
+what a phase of the step holds at its peak grows by the same bytes with every further layer, since layers are alike.
+
+What is predicted is the step on a CPU. A GPU's kernels keep other things for themselves; nothing here was compared with
+a measurement on one.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from lorafront.spaces import modules
+from lorafront.trainables.config import TrialConfig
+from lorafront.trainables.data import TokenRows
+from lorafront.trainables.memory_meter import ROUND
+from lorafront.trainables.memory_trace import TracedSession, traced
+from lorafront.trainables.model_facts import model_facts
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+    from lorafront.spaces.lora import LoraConfiguration
+    from lorafront.trainables.config import TrainingConfig
+    from lorafront.trainables.task import Task
+
+DEPTHS = (2, 3)
+PARTS = ("base", "adapters", "gradients", "optimizer", "activations", "logits", "temporary")
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """Sizes of the largest batch.
+
+    Attributes:
+        rows: of a micro-batch.
+        tokens: of the longest row; for an encoder-decoder of the longest prompt.
+        completion: tokens of the longest completion, for an encoder-decoder; 0 elsewhere.
+        padded: rows differ in length, so attention needs a mask.
+    """
+
+    rows: int
+    tokens: int
+    completion: int = 0
+    padded: bool = True
+
+
+@dataclass(frozen=True)
+class Breakdown:
+    """Predicted bytes at the peak, by what they are for.
+
+    Attributes:
+        parts: by name, see `PARTS`.
+        phase: of the step in which the peak is: forward, backward or update.
+    """
+
+    parts: Mapping[str, int]
+    phase: str
+
+    @property
+    def total(self) -> int:
+        """All of them."""
+        return sum(self.parts.values())
+
+
+class Step:
+    """One traced step with its sizes as products of powers."""
+
+    def __init__(self, session: TracedSession, primes: tuple[int, ...], vocabulary: int) -> None:
+        """Args: primes: that stood for (rank, rows, tokens, completion). vocabulary: rows of the embedding."""
+        line = session.timeline
+        left = np.array(line.sizes, dtype=np.int64)
+        powers = np.zeros((len(left), len(primes)), dtype=np.int64)
+        for column, prime in enumerate(primes):
+            while prime > 1 and (divides := left % prime == 0).any():
+                powers[divides, column] += 1
+                left[divides] //= prime
+        self._factors, self._powers = left, powers
+        events = np.array(line.events, dtype=np.int64)
+        self._index, self._sign = events[:, 0], events[:, 1]
+        self._starts = np.flatnonzero(np.diff(events[:, 2], prepend=-1))
+        self.phases = [line.phases[segment] for segment in events[self._starts, 2]]
+        self._part = _parts(line.phases, np.array(line.made), powers, left % vocabulary == 0)
+
+    def peaks(self, values: tuple[int, ...]) -> np.ndarray:
+        """float64[segments, parts]: bytes at the peak of each segment."""
+        sizes = self._factors * np.prod(np.array(values, dtype=np.int64) ** self._powers, axis=1)
+        rounded = -(-sizes // ROUND) * ROUND
+        change = self._sign * rounded[self._index]
+        live = np.cumsum(change)
+        ends = [*self._starts[1:], len(live)]
+        at = [start + int(np.argmax(live[start:end])) for start, end in zip(self._starts, ends, strict=True)]
+        by_part = np.zeros((len(at), len(PARTS)))
+        for part in range(len(PARTS)):
+            by_part[:, part] = np.cumsum(np.where(self._part[self._index] == part, change, 0))[at]
+        return by_part
+
+
+def _parts(phases: list[str], made: np.ndarray, powers: np.ndarray, of_vocabulary: np.ndarray) -> np.ndarray:
+    """int64[storages]: index into `PARTS`, by when a storage came and what its size depends on."""
+    phase = np.array(phases)[made]
+    with_rank, with_batch = powers[:, 0] > 0, (powers[:, 1:] > 0).any(axis=1)
+    conditions = [
+        (phase == "resident") & ~with_rank,
+        phase == "resident",
+        (phase == "backward") & ~with_batch & with_rank,
+        (phase == "update") & ~with_batch,
+        (phase == "forward") & with_batch & ~of_vocabulary,
+        with_batch & of_vocabulary,
+    ]
+    return np.select(conditions, range(len(conditions)), default=PARTS.index("temporary"))
+
+
+class MemoryModel:
+    """Predicts for one model and task; what was traced is kept."""
+
+    def __init__(self, config: PretrainedConfig, task: Task, labels: tuple[str, ...] = ()) -> None:
+        """Args: config: of the model. task: which head. labels: names of the classes."""
+        self._config = config
+        self._task = task
+        self._labels = labels
+        self._steps: dict[tuple[object, ...], tuple[Step, Step]] = {}
+
+    def predict(self, lora: LoraConfiguration, training: TrainingConfig, shapes: Shapes) -> Breakdown:
+        """Peak bytes of a training step.
+
+        Args:
+            lora: the configuration.
+            training: optimizer and checkpointing.
+            shapes: of the largest batch; `rows` and `tokens` count, whatever `lora.batch_size` says.
+        """
+        low, high = self._traced(lora, training, shapes)
+        values = (lora.rank, shapes.rows, shapes.tokens, max(1, shapes.completion))
+        shallow, deeper = low.peaks(values), high.peaks(values)
+        layers = _depth(self._config)
+        found = shallow + (layers - DEPTHS[0]) / (DEPTHS[1] - DEPTHS[0]) * (deeper - shallow)
+        top = int(found.sum(axis=1).argmax())
+        return Breakdown({name: round(found[top, i]) for i, name in enumerate(PARTS)}, low.phases[top])
+
+    def _traced(self, lora: LoraConfiguration, training: TrainingConfig, shapes: Shapes) -> tuple[Step, Step]:
+        kind = (
+            lora.modules, lora.quantization, lora.dropout > 0, lora.bias, lora.gradient_accumulation > 1,
+            training.optimizer, training.gradient_checkpointing, shapes.padded, shapes.rows > 1, shapes.completion > 0,
+        )  # fmt: skip
+        if kind not in self._steps:
+            low, high = (self._trace(lora, training, shapes, depth) for depth in DEPTHS)
+            if low.phases != high.phases:
+                raise RuntimeError(f"steps of {DEPTHS[0]} and {DEPTHS[1]} layers differ in more than their layers")
+            self._steps[kind] = low, high
+        return self._steps[kind]
+
+    def _trace(self, lora: LoraConfiguration, training: TrainingConfig, shapes: Shapes, depth: int) -> Step:
+        config = with_depth(self._config, depth)
+        facts = model_facts(config, self._task, self._labels or ("0", "1"))
+        rank, rows, tokens, completion = self._primes
+        rows = rows if shapes.rows > 1 else 1
+        completion = completion if shapes.completion else 1
+        trial = TrialConfig(
+            task=self._task.name,
+            model={"name": "traced"},
+            training=training.model_copy(update={"rows": rows, "epochs": None, "steps": None}),
+            lora=lora.model_copy(
+                update={
+                    "rank": rank, "batch_size": rows, "gradient_accumulation": min(2, lora.gradient_accumulation)
+                }
+            ),
+            targets=modules.resolve(lora.modules, list(facts.linears)).targets,
+            rungs=(rows * 2,),
+            seed=0,
+            tokens=Path("traced"),
+            labels=self._labels,
+        )  # fmt: skip
+        longest = ([0] * (tokens + (completion if shapes.completion else 0)), tokens if shapes.completion else 1)
+        shorter = ([0] * (tokens - 1), min(longest[1], tokens - 2))
+        batch = [longest, *[shorter if shapes.padded else longest] * (rows - 1)]
+        session = traced(trial, config, self._task, TokenRows.build(batch))
+        return Step(session, (rank, rows, tokens, completion), facts.vocabulary)
+
+    @cached_property
+    def _primes(self) -> tuple[int, int, int, int]:
+        """(rank, rows, tokens, completion) that divide no size of the model."""
+        facts = model_facts(with_depth(self._config, DEPTHS[0]), self._task, self._labels or ("0", "1"))
+        sizes = {facts.vocabulary, *(size for pair in facts.linears.values() for size in pair)}
+        free = (prime for prime in _primes() if all(size % prime for size in sizes))
+        rows, rank, tokens, completion = (next(free) for _ in range(4))
+        return rank, rows, tokens, completion
+
+
+def _primes() -> Iterator[int]:
+    """Primes from 11 on: small ones stand in the sizes of dtypes and blocks."""
+    found: list[int] = []
+    number = 2
+    while True:
+        if all(number % prime for prime in found):
+            found.append(number)
+            if number > 7:  # noqa: PLR2004
+                yield number
+        number += 1
+
+
+def _depth(config: PretrainedConfig) -> int:
+    return int(config.get_text_config().num_hidden_layers)
+
+
+def with_depth(config: PretrainedConfig, layers: int) -> PretrainedConfig:
+    """The same model with so many layers; of an encoder-decoder so many on both sides."""
+    changed = copy.deepcopy(config)
+    text = changed.get_text_config()
+    before = _depth(config)
+    text.num_hidden_layers = layers
+    for name in ("num_decoder_layers", "decoder_layers", "encoder_layers"):
+        if getattr(text, name, None) is not None:
+            setattr(text, name, layers)
+    for name, value in list(vars(text).items()):
+        if isinstance(value, list) and len(value) == before:  # one entry per layer, such as `layer_types`
+            setattr(text, name, value[:layers])
+    return changed
