@@ -328,6 +328,10 @@ class MultiFidelityGP(OneByOne):
 class Beliefs:
     """The fitted processes of one moment."""
 
+    quality: gp.GPRegressor
+    processes: list[gp.GPRegressor]
+    tuned_on: int
+
     def __init__(
         self, history: History, axes: Sequence[Axis], last: Beliefs | None = None, judged: int | None = None
     ) -> None:
@@ -356,13 +360,13 @@ class Beliefs:
         self._center, self._scale = float(np.median(flat)), float(np.std(flat)) or 1.0
         points = np.column_stack([history.configurations[trial], share])
         scaled = (flat - self._center) / self._scale
-        self.quality = _fitted(points, scaled, self._categorical, last and last.quality, tune=again)
+        self.quality = _fitted(points, scaled, self._categorical, last.quality if last else None, tune=again)
         if len(history.pending) and judged is None:
             running = np.column_stack([history.configurations[history.pending], np.ones(len(history.pending))])
             x = torch.from_numpy(running)
             with torch.no_grad():
                 self.quality.append_running_data(x, self.quality.posterior(x)[0])
-        self.processes: list[gp.GPRegressor] = []
+        self.processes = []
         self._cost_scales = []
         measured = np.flatnonzero(np.isfinite(history.costs).all(axis=1))
         measured = measured[spread(MOST_OBSERVATIONS, ~history.member[measured])]
@@ -370,7 +374,7 @@ class Beliefs:
             y = history.costs[measured, column]
             center, scale = float(y.mean()), float(y.std()) or 1.0
             x_cost = history.configurations[measured]
-            categorical, earlier = self._categorical[:-1], last and last.processes[column]
+            categorical, earlier = self._categorical[:-1], last.processes[column] if last else None
             scaled = (y - center) / scale
             self.processes.append(_fitted(x_cost, scaled, categorical, earlier, tune=again, exact=True))
             self._cost_scales.append((center, scale))

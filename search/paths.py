@@ -2,6 +2,7 @@
 
 ROOT/mlflow.db, ROOT/mlflow-artifacts/    MLflow's default store, one for all searches under the root
 ROOT/tokens/                              token rows, shared by searches
+ROOT/traced/                              what memory is predicted from, shared by searches
 ROOT/NAME/search.yaml                     the file as the user wrote it
 ROOT/NAME/study.db                        Optuna storage: the only source of truth
 ROOT/NAME/driver.lock                     held by the living driver
@@ -24,7 +25,7 @@ from lorafront.trainables.orders import OrderFolder
 from lorafront.trainables.trial import TrialFolder
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
-RESERVED = frozenset({"tokens", "mlflow-artifacts", "mlflow.db"})
+RESERVED = frozenset({"tokens", "traced", "mlflow-artifacts", "mlflow.db"})
 
 
 def check_name(name: str) -> str:
@@ -61,6 +62,11 @@ class RootPaths:
     def tokens(self) -> Path:
         """Token caches."""
         return self.root / "tokens"
+
+    @property
+    def traced(self) -> Path:
+        """Traced training steps."""
+        return self.root / "traced"
 
     def search(self, name: str) -> SearchPaths:
         """Names of one search."""

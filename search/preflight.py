@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
@@ -28,7 +28,7 @@ from lorafront.spaces.parameters import values_of
 from lorafront.spaces.start_points import StartPoint, overlap_on
 from lorafront.trainables import models
 from lorafront.trainables.config import ModelConfig, TrialConfig
-from lorafront.trainables.data import TokenData, prepare, store
+from lorafront.trainables.data import TokenData, largest_batch, prepare, store
 from lorafront.trainables.hub import hub_answers, local_folder_or_file, weights_on_hub
 from lorafront.trainables.known_measurements import KNOWN, known_measurements
 from lorafront.trainables.model_facts import ModelFacts, model_facts
@@ -36,7 +36,12 @@ from lorafront.trainables.row_sets import read_sets
 from lorafront.trainables.task import TASKS, Task, task_named
 from lorafront.trainables.user_code import is_reference, load_reference
 
+if TYPE_CHECKING:
+    from lorafront.trainables.memory_model import MemoryModel, Shapes
+
 T = TypeVar("T")
+GIB = 2**30
+VRAM = "peak_vram_gb"
 
 
 @dataclass(frozen=True)
@@ -54,6 +59,7 @@ class Prepared:
         downloads: what a run fetches from the hub, a line each.
         starts: what is tried first.
         warm: what earlier searches teach.
+        memory: predicts peak memory; None where nothing asks for it, or this machine's was never compared.
     """
 
     search: SearchFile
@@ -66,6 +72,8 @@ class Prepared:
     downloads: tuple[str, ...] = ()
     starts: Starts = field(default_factory=Starts)
     warm: WarmStart = field(default_factory=WarmStart)
+    memory: MemoryModel | None = None
+    _largest: dict[tuple[int, int], Shapes] = field(default_factory=dict)
 
     def trial(self, lora: LoraConfiguration) -> TrialConfig:
         """What a worker needs to train one configuration."""
@@ -99,7 +107,22 @@ class Prepared:
         adapted = self.resolved[lora.modules].names
         known = known_measurements(lora, self.facts, adapted, models.device(), new_head=task.new_head)
         floors = {limit.name for limit in self.search.limits if task.new_head and limit.operator == ">="}
+        if self.memory is not None:
+            known[VRAM] = self._peak_bytes(lora) / GIB
         return {name: value for name, value in known.items() if name not in floors}  # a lower bound cannot break those
+
+    def _peak_bytes(self, lora: LoraConfiguration) -> int:
+        """Of the largest batch that a trial of this configuration will see."""
+        from lorafront.trainables.memory_model import Shapes
+
+        assert self.memory is not None
+        task, rows = task_named(self.search.task), self.tokens.train
+        step = lora.batch_size * lora.gradient_accumulation
+        if (step, lora.batch_size) not in self._largest:
+            seen = -(-self.rungs[-1] // step) * step
+            chosen = largest_batch(rows, self.search.seed, seen, lora.batch_size)
+            self._largest[step, lora.batch_size] = Shapes.of(task.collate(rows, chosen, self.tokens.pad_id), task)
+        return self.memory.predict(lora, self.search.training, self._largest[step, lora.batch_size]).total
 
     def breaks(self, lora: LoraConfiguration) -> str:
         """The limit that a configuration is known to break, with its value; empty where it breaks none."""
@@ -198,8 +221,19 @@ def check(search: SearchFile, root: RootPaths, near: Path, *, warm: bool = True)
     if checks.problems or facts is None or prepared is None or rungs is None:
         raise InvalidInput(checks.problems)
     notes = (*prepared[1].notes, *checks.notes, *_notes(located, rungs, max(rows_per_step)))
-    ready = Prepared(located, facts, resolved, prepared[0], prepared[1], rungs, notes, tuple(downloads))
+    memory = _memory(located, config, prepared[1].labels, root)
+    ready = Prepared(located, facts, resolved, prepared[0], prepared[1], rungs, notes, tuple(downloads), memory=memory)
     return _with_starts(ready, root if warm else None)
+
+
+def _memory(search: SearchFile, config: Any, labels: tuple[str, ...], root: RootPaths) -> MemoryModel | None:
+    """Where a limit needs it: on a CPU, where the prediction is exact, and for the tasks whose batches are known."""
+    asked = any(limit.name == VRAM for limit in search.limits)
+    if not asked or models.device().type != "cpu" or search.task not in TASKS:
+        return None
+    from lorafront.trainables.memory_model import MemoryModel  # imports what a session needs, which takes seconds
+
+    return MemoryModel(config, task_named(search.task), labels, search.model.attention, root.traced.absolute())
 
 
 def _with_starts(ready: Prepared, root: RootPaths | None) -> Prepared:
@@ -211,7 +245,8 @@ def _with_starts(ready: Prepared, root: RootPaths | None) -> Prepared:
     search, space, defaults = ready.search, ready.search.space, ready.search.training.defaults()
     problems: list[Problem] = []
     notes: list[str] = []
-    known = [limit for limit in search.limits if limit.name in KNOWN]
+    names = {*KNOWN, *([VRAM] if ready.memory else [])}
+    known = [limit for limit in search.limits if limit.name in names]
     if known:
         found = breaking(space, defaults, ready.canonical, ready.breaks)
         if found.broken == found.total and found.all_listed:

@@ -14,6 +14,7 @@ import sys
 import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -279,6 +280,18 @@ def row_order(rows: int, seed: int) -> Iterator[int]:
     while True:
         yield from (int(i) for i in seeded_generator(seed, "order", epoch).permutation(rows))
         epoch += 1
+
+
+def largest_batch(rows: TokenRows, seed: int, seen: int, size: int) -> list[int]:
+    """Row indices of a batch as large as the first `seen` rows in training order can make one of so many rows.
+
+    It holds the longest row, and those with the longest prompt and completion: an encoder-decoder pads each side.
+    """
+    order = list(islice(row_order(len(rows), seed), seen))
+    lengths, starts = rows.lengths[order], rows.targets[order]
+    extremes = [order[int(sizes.argmax())] for sizes in (lengths, starts, lengths - starts)]
+    chosen = list(dict.fromkeys([*extremes, *order]))[:size]
+    return chosen + [extremes[0]] * (size - len(chosen))
 
 
 def _own_source(task: Task) -> str:

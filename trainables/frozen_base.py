@@ -85,7 +85,7 @@ class FrozenBase:
             **arguments,
         )
         missing = {*loaded["missing_keys"], *(key for key, *_ in loaded["mismatched_keys"])}
-        self.new_modules: Final = _roots(missing, self.model)
+        self.new_modules = _roots(missing, self.model)
         if missing and not (task.new_head and all(map(self._is_head, self.new_modules))):
             raise ValueError(f"{model.name} has no weights for {', '.join(sorted(missing))}, which {task.name} needs")
         self.model.requires_grad_(requires_grad=False)

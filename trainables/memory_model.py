@@ -11,23 +11,30 @@ a measurement on one.
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import hashlib
+import json
+import os
+import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from lorafront.spaces import modules
-from lorafront.trainables.config import TrialConfig
+from lorafront.trainables.config import Attention, ModelConfig, TrialConfig
 from lorafront.trainables.data import TokenRows
 from lorafront.trainables.memory_meter import ROUND
-from lorafront.trainables.memory_trace import TracedSession, traced
+from lorafront.trainables.memory_trace import Timeline, traced
 from lorafront.trainables.model_facts import model_facts
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PretrainedConfig
 
     from lorafront.spaces.lora import LoraConfiguration
@@ -35,6 +42,8 @@ if TYPE_CHECKING:
     from lorafront.trainables.task import Task
 
 DEPTHS = (2, 3)
+FORMAT = 1  # of the files; part of their name
+PACKAGES = ("torch", "transformers", "peft", "bitsandbytes")  # what a step consists of changes with them
 PARTS = ("base", "adapters", "gradients", "optimizer", "activations", "logits", "temporary")
 
 
@@ -53,6 +62,13 @@ class Shapes:
     tokens: int
     completion: int = 0
     padded: bool = True
+
+    @classmethod
+    def of(cls, batch: Mapping[str, torch.Tensor], task: Task) -> Shapes:
+        """Those of a batch that the task collated."""
+        rows, tokens = batch["input_ids"].shape
+        completion = batch["labels"].shape[1] if task.peft_type == "SEQ_2_SEQ_LM" else 0
+        return cls(rows, tokens, completion, padded=bool((batch["attention_mask"] == 0).any()))
 
 
 @dataclass(frozen=True)
@@ -73,36 +89,54 @@ class Breakdown:
         return sum(self.parts.values())
 
 
+@dataclass(frozen=True)
 class Step:
-    """One traced step with its sizes as products of powers."""
+    """One traced step with its sizes as products of powers.
 
-    def __init__(self, session: TracedSession, primes: tuple[int, ...], vocabulary: int) -> None:
+    Attributes:
+        factors: int64[storages], bytes but for the powers.
+        powers: int64[storages, 4], of rank, rows, tokens, completion.
+        part: int64[storages], index into `PARTS`.
+        index: int64[events], which storage comes or goes.
+        sign: int64[events], +1 or -1.
+        starts: int64[segments], the first event of each.
+        phases: [segments], what the step was doing.
+    """
+
+    factors: np.ndarray
+    powers: np.ndarray
+    part: np.ndarray
+    index: np.ndarray
+    sign: np.ndarray
+    starts: np.ndarray
+    phases: tuple[str, ...]
+
+    @classmethod
+    def of(cls, line: Timeline, primes: tuple[int, ...], vocabulary: int) -> Step:
         """Args: primes: that stood for (rank, rows, tokens, completion). vocabulary: rows of the embedding."""
-        line = session.timeline
         left = np.array(line.sizes, dtype=np.int64)
         powers = np.zeros((len(left), len(primes)), dtype=np.int64)
         for column, prime in enumerate(primes):
             while prime > 1 and (divides := left % prime == 0).any():
                 powers[divides, column] += 1
                 left[divides] //= prime
-        self._factors, self._powers = left, powers
         events = np.array(line.events, dtype=np.int64)
-        self._index, self._sign = events[:, 0], events[:, 1]
-        self._starts = np.flatnonzero(np.diff(events[:, 2], prepend=-1))
-        self.phases = [line.phases[segment] for segment in events[self._starts, 2]]
-        self._part = _parts(line.phases, np.array(line.made), powers, left % vocabulary == 0)
+        starts = np.flatnonzero(np.diff(events[:, 2], prepend=-1))
+        part = _parts(line.phases, np.array(line.made), powers, left % vocabulary == 0)
+        phases = tuple(line.phases[segment] for segment in events[starts, 2])
+        return cls(left, powers, part, events[:, 0], events[:, 1], starts, phases)
 
     def peaks(self, values: tuple[int, ...]) -> np.ndarray:
         """float64[segments, parts]: bytes at the peak of each segment."""
-        sizes = self._factors * np.prod(np.array(values, dtype=np.int64) ** self._powers, axis=1)
+        sizes = self.factors * np.prod(np.array(values, dtype=np.int64) ** self.powers, axis=1)
         rounded = -(-sizes // ROUND) * ROUND
-        change = self._sign * rounded[self._index]
+        change = self.sign * rounded[self.index]
         live = np.cumsum(change)
-        ends = [*self._starts[1:], len(live)]
-        at = [start + int(np.argmax(live[start:end])) for start, end in zip(self._starts, ends, strict=True)]
+        ends = [*self.starts[1:], len(live)]
+        at = [start + int(np.argmax(live[start:end])) for start, end in zip(self.starts, ends, strict=True)]
         by_part = np.zeros((len(at), len(PARTS)))
         for part in range(len(PARTS)):
-            by_part[:, part] = np.cumsum(np.where(self._part[self._index] == part, change, 0))[at]
+            by_part[:, part] = np.cumsum(np.where(self.part[self.index] == part, change, 0))[at]
         return by_part
 
 
@@ -124,11 +158,28 @@ def _parts(phases: list[str], made: np.ndarray, powers: np.ndarray, of_vocabular
 class MemoryModel:
     """Predicts for one model and task; what was traced is kept."""
 
-    def __init__(self, config: PretrainedConfig, task: Task, labels: tuple[str, ...] = ()) -> None:
-        """Args: config: of the model. task: which head. labels: names of the classes."""
+    def __init__(
+        self,
+        config: PretrainedConfig,
+        task: Task,
+        labels: tuple[str, ...] = (),
+        attention: Attention = "auto",
+        cache: Path | None = None,
+    ) -> None:
+        """Trace nothing yet.
+
+        Args:
+            config: of the model.
+            task: which head.
+            labels: names of the classes.
+            attention: which implementation.
+            cache: folder of what was traced before; none keeps it in this process.
+        """
         self._config = config
+        self._model = ModelConfig(name="traced", attention=attention)
         self._task = task
         self._labels = labels
+        self._cache = cache
         self._steps: dict[tuple[object, ...], tuple[Step, Step]] = {}
 
     def predict(self, lora: LoraConfiguration, training: TrainingConfig, shapes: Shapes) -> Breakdown:
@@ -153,11 +204,37 @@ class MemoryModel:
             training.optimizer, training.gradient_checkpointing, shapes.padded, shapes.rows > 1, shapes.completion > 0,
         )  # fmt: skip
         if kind not in self._steps:
-            low, high = (self._trace(lora, training, shapes, depth) for depth in DEPTHS)
+            low, high = (self._kept(kind, lora, training, shapes, depth) for depth in DEPTHS)
             if low.phases != high.phases:
                 raise RuntimeError(f"steps of {DEPTHS[0]} and {DEPTHS[1]} layers differ in more than their layers")
             self._steps[kind] = low, high
         return self._steps[kind]
+
+    def _kept(
+        self, kind: tuple[object, ...], lora: LoraConfiguration, training: TrainingConfig, shapes: Shapes, depth: int
+    ) -> Step:
+        """From the folder, or traced and left there for the next search."""
+        if self._cache is None:
+            return self._trace(lora, training, shapes, depth)
+        versions = [version(name) for name in PACKAGES]
+        facts = [
+            FORMAT, kind, depth, versions, self._config.to_json_string(), self._task.name, len(self._labels),
+            self._model.attention,
+        ]  # fmt: skip
+        digest = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:24]
+        file = self._cache / f"{digest}.npz"
+        try:
+            with file.open("rb") as stream, np.load(stream, allow_pickle=False) as found:  # closed where it is cut, too
+                arrays = {name: found[name] for name in found.files}
+            return Step(**{**arrays, "phases": tuple(arrays["phases"].tolist())})
+        except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile):  # not there yet, or cut short
+            step = self._trace(lora, training, shapes, depth)
+        with contextlib.suppress(OSError):  # a full disk costs the next search a second
+            file.parent.mkdir(parents=True, exist_ok=True)
+            aside = file.with_suffix(f".{os.getpid()}.npz")
+            np.savez(aside, **{**vars(step), "phases": np.array(step.phases)})
+            aside.replace(file)
+        return step
 
     def _trace(self, lora: LoraConfiguration, training: TrainingConfig, shapes: Shapes, depth: int) -> Step:
         config = with_depth(self._config, depth)
@@ -167,7 +244,7 @@ class MemoryModel:
         completion = completion if shapes.completion else 1
         trial = TrialConfig(
             task=self._task.name,
-            model={"name": "traced"},
+            model=self._model,
             training=training.model_copy(update={"rows": rows, "epochs": None, "steps": None}),
             lora=lora.model_copy(
                 update={
@@ -184,7 +261,7 @@ class MemoryModel:
         shorter = ([0] * (tokens - 1), min(longest[1], tokens - 2))
         batch = [longest, *[shorter if shapes.padded else longest] * (rows - 1)]
         session = traced(trial, config, self._task, TokenRows.build(batch))
-        return Step(session, (rank, rows, tokens, completion), facts.vocabulary)
+        return Step.of(session.timeline, (rank, rows, tokens, completion), facts.vocabulary)
 
     @cached_property
     def _primes(self) -> tuple[int, int, int, int]:
@@ -223,5 +300,5 @@ def with_depth(config: PretrainedConfig, layers: int) -> PretrainedConfig:
             setattr(text, name, layers)
     for name, value in list(vars(text).items()):
         if isinstance(value, list) and len(value) == before:  # one entry per layer, such as `layer_types`
-            setattr(text, name, value[:layers])
+            setattr(text, name, [value[layer % before] for layer in range(layers)])
     return changed

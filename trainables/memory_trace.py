@@ -61,7 +61,7 @@ def traced(trial: TrialConfig, config: PretrainedConfig, task: Task, rows: Token
         return TracedSession(base, trial, data, mode)
 
 
-class Timeline(LiveStorages):
+class Timeline(LiveStorages):  # type: ignore[no-untyped-call]  # torch leaves it untyped
     """Remembers when each storage came and went, and what the step was doing then.
 
     Attributes:
@@ -164,6 +164,7 @@ class ShapesOnly(FrozenBase):
         self.dtype = compute_dtype(quantization, CPU)
         attention = None if trial.model.attention == "auto" else trial.model.attention
         self.model = _model(config, task, quantization, labels, self.dtype, attention)
+        self.model.name_or_path = trial.model.name  # as if loaded from there, which PEFT compares
         self.new_modules = [name for name in head_modules(self.model) if "." not in name] if task.new_head else []
         self._biases = {}
         self._heads = {}
@@ -228,7 +229,7 @@ def _materialise(model: torch.nn.Module) -> None:
             setattr(module, name, torch.empty_like(buffer, device=CPU))
 
 
-def _placed(parameter: torch.nn.Parameter, module: torch.nn.Module) -> torch.nn.Parameter:
+def _placed(parameter: torch.nn.Parameter, module: Any) -> torch.nn.Parameter:
     import bitsandbytes
 
     empty = torch.empty(parameter.shape, dtype=parameter.dtype, device=CPU)
@@ -240,8 +241,10 @@ def _placed(parameter: torch.nn.Parameter, module: torch.nn.Module) -> torch.nn.
 
 def _four_bit(parameter: Any, weight: torch.Tensor) -> torch.nn.Parameter:
     """Packed by bitsandbytes' own function. A plain parameter: its subclass of Tensor would hide the fake one."""
-    from bitsandbytes.functional import quantize_4bit
+    from bitsandbytes.functional import create_dynamic_map, name2qmap, quantize_4bit
 
+    with unset_fake_temporarily():  # a table of numbers that bitsandbytes makes once per process
+        name2qmap.setdefault("dynamic", create_dynamic_map())
     packed, state = quantize_4bit(
         weight,
         blocksize=parameter.blocksize,

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import get_scheduler
 
 from lorafront.trainables import heartbeat
-from lorafront.trainables.data import TokenData, TokenRows, row_order
+from lorafront.trainables.data import TokenData, TokenRows, largest_batch, row_order
 from lorafront.trainables.data import load as load_tokens
 from lorafront.trainables.evaluate import tally
 from lorafront.trainables.frozen_base import BaseCache, FrozenBase, resident_tensors
@@ -301,16 +301,9 @@ class PeftSession:
         return measure_peak(work, lambda: resident_tensors(self.model), self.base.device)
 
     def _largest_batch(self) -> Batch:
-        """A batch as large as the rows that this trial will see can make one.
-
-        It holds the longest row, and those with the longest prompt and completion: an encoder-decoder pads each side.
-        """
+        """A batch as large as the rows that this trial will see can make one."""
         rows = self.data.train
-        seen = list(islice(row_order(len(rows), self.config.seed), self.total_steps * self.config.rows_per_step))
-        lengths, starts = rows.lengths[seen], rows.targets[seen]
-        extremes = [seen[int(sizes.argmax())] for sizes in (lengths, starts, lengths - starts)]
-        chosen = list(dict.fromkeys([*extremes, *seen]))[: self.batch_size]
-        chosen += [extremes[0]] * (self.batch_size - len(chosen))
+        chosen = largest_batch(rows, self.config.seed, self.total_steps * self.config.rows_per_step, self.batch_size)
         return self.task.collate(rows, chosen, self.data.pad_id)
 
     def _bare_base(self) -> dict[str, float]:

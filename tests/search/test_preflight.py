@@ -18,6 +18,8 @@ from lorafront.search.paths import RootPaths
 from lorafront.search.preflight import Prepared, check
 from lorafront.search.search_file import parse_search
 from lorafront.spaces.errors import InvalidInput
+from lorafront.trainables.frozen_base import BaseCache
+from lorafront.trainables.peft_session import open_session
 
 GOOD = {"question": "What is it?", "answer": "A test."}
 QA = {"format": "question_answer", "max_length": 64}
@@ -49,6 +51,25 @@ def checked(tmp_path: Path):
 
 def rows(*texts: str | dict[str, Any]) -> bytes:
     return "\n".join(text if isinstance(text, str) else json.dumps(text) for text in texts).encode()
+
+
+def test_peak_memory_is_known_before_a_trial_runs(checked) -> None:
+    """On a CPU the prediction is what the session then measures, to the byte, and a limit is checked against it."""
+    space = {"rank": [4, 64], "modules": "attention", "quantization": ["nf4", "bf16"], "bias": "none", "dropout": 0.0}
+    loose = checked(space=space, constraints={"peak_vram_gb": "<= 9"})
+    loose.store()
+    peaks = []
+    for rank, quantization in ((4, "nf4"), (64, "bf16")):
+        chosen = loose.configuration(loose.starts.points[0].params).model_copy(
+            update={"rank": rank, "quantization": quantization}
+        )
+        session = open_session(loose.trial(chosen), BaseCache())
+        peaks.append(session.memory.metrics()["peak_vram_gb"])
+        assert loose.known_before(chosen)["peak_vram_gb"] == peaks[-1]
+        session.close()
+    assert checked(space=space, constraints={"peak_vram_gb": f"<= {peaks[0]!r}"}).breaks(chosen)
+    with pytest.raises(InvalidInput, match="every configuration of the space breaks a limit"):
+        checked(space=space, constraints={"peak_vram_gb": "<= 0.001"})
 
 
 LABELLED = {"format": "text_label"}
