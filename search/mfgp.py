@@ -30,7 +30,7 @@ from lorafront.search.samplers import NUMBER, OneByOne
 from lorafront.spaces.lora import LoraConfiguration, LoraSpace
 from lorafront.spaces.modules import GROUPS
 from lorafront.spaces.objectives import minimized
-from lorafront.spaces.parameters import Range, count
+from lorafront.spaces.parameters import Range, count, stepped
 from lorafront.trainables.outcome import Outcome
 
 if TYPE_CHECKING:
@@ -87,13 +87,13 @@ def _values(parameter: Any) -> list[Any]:
     steps = count(parameter)
     low, high, step = parameter.low, parameter.high, parameter.step
     if steps is not None and steps <= GRID:
-        return [low + index * (step or 1) for index in range(steps)]
+        return [stepped(low, index, step or 1) for index in range(steps)]
     if steps is None:
         grid = np.geomspace(low, high, GRID) if parameter.log else np.linspace(low, high, GRID)
         return [float(value) for value in grid]
     spread = np.geomspace(low, high, GRID) if parameter.log else np.linspace(low, high, GRID)
     every = step or 1
-    return sorted({low + round((value - low) / every) * every for value in spread})
+    return sorted({stepped(low, min(steps - 1, round((value - low) / every)), every) for value in spread})
 
 
 def _wide(values: Sequence[float]) -> bool:
@@ -114,8 +114,7 @@ class Entry(NamedTuple):
     Attributes:
         number: in the study; -1 for a proposal that was not run.
         place: float[d], of its configuration.
-        seen: (rows, the first objective) of every rung; infinite where it diverged. Rows are infinite, for full
-            fidelity, where an earlier search gave values only.
+        seen: (rows, the first objective) of every rung; infinite where it diverged.
         costs: float[k - 1], NaN where not measured yet.
         final: the first objective at full fidelity; NaN where it did not come so far.
         running: it has not ended.
@@ -170,7 +169,7 @@ class Reader:
         if outcome == Outcome.IMPORTED.stored:
             given = [-v if o.direction == "maximize" else v for v, o in zip(trial.values, objectives, strict=True)]
             last, costs = transformed(given[0], objectives[0].name), given[1:]
-            seen = [(math.inf, last)]
+            seen = [(float(attributes[study_table.RESULT]["rows"]), last)]  # as many as here, or it was not imported
         final = last if outcome in {Outcome.COMPLETE.stored, Outcome.IMPORTED.stored} else math.nan
         return Entry(attributes[NUMBER], place, seen, costs, final, running=trial.state == TrialState.RUNNING)
 
@@ -198,9 +197,9 @@ class History:
         self.final = np.array([entry.final for entry in entries], dtype=float)
         self.pending = np.array([i for i, entry in enumerate(entries) if entry.running], dtype=int)
         seen = [(i, rows, value) for i, entry in enumerate(entries) for rows, value in entry.seen]
-        self.full = max((rows for _, rows, _ in seen if math.isfinite(rows)), default=1.0)
+        self.full = max((rows for _, rows, _ in seen), default=1.0)
         self.trial = np.array([i for i, _, _ in seen], dtype=int)
-        self.rows = np.minimum(np.array([rows for _, rows, _ in seen], dtype=float), self.full)
+        self.rows = np.array([rows for _, rows, _ in seen], dtype=float)
         values = np.array([value for _, _, value in seen], dtype=float)
         worst = max((value for value in values if math.isfinite(value)), default=0.0)
         self.value = np.where(np.isfinite(values), values, worst)
@@ -351,9 +350,8 @@ class Beliefs:
         self._categorical = np.array([*(axis.categorical for axis in axes), False])
         kept = telling(history, MOST_OBSERVATIONS, judged)
         trial, rows, value = history.trial[kept], history.rows[kept], history.value[kept]
-        self._lowest = math.log(history.rows.min())
-        self._extent = (math.log(history.full) - self._lowest) or 1.0
-        share = (np.log(rows) - self._lowest) / self._extent
+        extent = math.log(history.full / history.rows.min()) or 1.0
+        share = 1 + (np.log(rows) - math.log(history.full)) / extent  # 1 is where `at_full` asks, also with one rung
         # What training on brings is nearly the same for all: taken out before, so that the process models the rest.
         to_full = remaining(history.trial, history.rows, history.value)
         flat = value + np.array([to_full[r] for r in rows])

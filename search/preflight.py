@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import os
 from collections.abc import Callable, Mapping
@@ -21,7 +22,7 @@ from lorafront.search.search_file import SearchFile
 from lorafront.search.start_points import Starts, Surroundings, starts
 from lorafront.search.warm_start import WarmStart, warm_start
 from lorafront.spaces import modules
-from lorafront.spaces.errors import InvalidInput, Problem
+from lorafront.spaces.errors import InvalidInput, NotTraced, Problem
 from lorafront.spaces.lora import LoraConfiguration, resolve
 from lorafront.spaces.objectives import OBJECTIVES, broken_limit
 from lorafront.spaces.parameters import values_of
@@ -108,7 +109,8 @@ class Prepared:
         known = known_measurements(lora, self.facts, adapted, models.device(), new_head=task.new_head)
         floors = {limit.name for limit in self.search.limits if task.new_head and limit.operator == ">="}
         if self.memory is not None:
-            known[VRAM] = self._peak_bytes(lora) / GIB
+            with contextlib.suppress(NotTraced):  # known when the trial has run, as for models that are not predicted
+                known[VRAM] = self._peak_bytes(lora) / GIB
         return {name: value for name, value in known.items() if name not in floors}  # a lower bound cannot break those
 
     def _peak_bytes(self, lora: LoraConfiguration) -> int:
@@ -231,8 +233,10 @@ def _memory(search: SearchFile, config: Any, labels: tuple[str, ...], root: Root
     asked = any(limit.name == VRAM for limit in search.limits)
     if not asked or models.device().type != "cpu" or search.task not in TASKS:
         return None
-    from lorafront.trainables.memory_model import MemoryModel  # imports what a session needs, which takes seconds
+    from lorafront.trainables.memory_model import MemoryModel, exact  # imports a session's libraries, seconds
 
+    if not exact(config, search.training, search.data.max_length):
+        return None
     return MemoryModel(config, task_named(search.task), labels, search.model.attention, root.traced.absolute())
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from optuna.samplers import BaseSampler, GPSampler, NSGAIISampler, RandomSampler, TPESampler
 
-from lorafront.spaces.parameters import count
+from lorafront.spaces.parameters import count, stepped
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
@@ -96,4 +96,4 @@ class InOrder(OneByOne):
         if choices is not None:
             return choices[digit % len(choices)]
         low, high, step = param_distribution.low, param_distribution.high, param_distribution.step  # type: ignore[attr-defined]
-        return low + digit % (math.floor((high - low) / step + 1e-9) + 1) * step
+        return stepped(low, digit % (math.floor((high - low) / step + 1e-9) + 1), step)

@@ -396,8 +396,8 @@ class StudyLedger:
         outcome = report.outcome or Outcome.INFRA_LOST
         if self.view.trial(number).state.is_finished():
             return
+        self._set(number, study_table.RESULT, report.as_json())  # first: with it `running` knows how the trial ended
         self._set(number, study_table.OUTCOME, outcome.stored)
-        self._set(number, study_table.RESULT, report.as_json())
         reached("after_outcome_before_tell")
         self.storage.set_trial_state_values(self._ids[number], state, values)
         self.view.end(number, state, values)

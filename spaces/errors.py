@@ -7,6 +7,7 @@
     ├── SearchOwned (RuntimeError)             another driver is alive
     ├── StateUnreadable (RuntimeError)         a study or a checkpoint that cannot be read; nothing is started over
     ├── CheckpointInvalid (ValueError)         a checkpoint whose manifest does not verify
+    ├── NotTraced (RuntimeError)               a model whose peak memory cannot be told before it trains
     ├── Incomplete (RuntimeError)              the search stopped before its budget was spent; `resume` goes on
     └── NoFront (LookupError)                  no feasible trial at full fidelity
 
@@ -51,6 +52,12 @@ class InvalidInput(LorafrontError, ValueError):
     def __init__(self, problems: Sequence[Problem] | str) -> None:
         self.problems = [Problem((), problems)] if isinstance(problems, str) else list(problems)
         super().__init__("\n".join(str(problem) for problem in self.problems))
+
+
+class NotTraced(LorafrontError, RuntimeError):
+    """A model whose training step cannot be run on tensors without content."""
+
+    exit_code = 2
 
 
 class SearchExists(LorafrontError, FileExistsError):

@@ -25,6 +25,7 @@ from pydantic_core import PydanticCustomError
 
 T = TypeVar("T")
 ROUNDING = 1e-9  # 0.3 - 0.1 is below 0.2 in floats
+DIGITS = 12  # of a value that steps reach
 MAX_CHOICES = 1000  # a longer list is a mistake, and a burden for whoever stores it
 FORMS = frozenset({"fixed", "choices", "range"})  # pydantic puts these tags into an error's location
 
@@ -78,7 +79,7 @@ class Range(BaseModel, Generic[T]):
         """Draw one number under `name`."""
         low, high, step = self._numbers()
         if step is not None:
-            high = low + ((self.count() or 1) - 1) * step  # the last one that steps reach
+            high = stepped(low, (self.count() or 1) - 1, step)  # the last one that steps reach
         if isinstance(low, int):
             return trial.suggest_int(name, low, high, step=step or 1, log=self.log)
         return trial.suggest_float(name, low, high, step=step, log=self.log)
@@ -93,6 +94,12 @@ class Range(BaseModel, Generic[T]):
     def __str__(self) -> str:
         low, high, step = self._numbers()
         return f"{low:g} to {high:g}" + (" (log)" if self.log else f" step {step:g}" if step is not None else "")
+
+
+def stepped(low: T, index: int, step: T) -> T:
+    """`low + index * step` without the dust of adding up: the third step of 0.1 is 0.3, which a limit of 0.3 allows."""
+    value: Any = low + index * step  # type: ignore[operator]  # numbers
+    return value if isinstance(value, int) else round(value, DIGITS)  # type: ignore[return-value]
 
 
 def _form(raw: object) -> str:

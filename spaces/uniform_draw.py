@@ -7,6 +7,8 @@ import random
 from collections.abc import Sequence
 from typing import Any
 
+from lorafront.spaces.parameters import stepped
+
 
 class UniformDraw:
     """Implements `Suggests`; the same generator state draws the same."""
@@ -34,7 +36,7 @@ class UniformDraw:
     ) -> float:
         """Any number alike, or any of those that steps reach."""
         if step is not None:
-            drawn = min(high, low + step * self._generator.randint(0, round((high - low) / step)))
+            drawn = stepped(low, self._generator.randint(0, round((high - low) / step)), step)
         elif log:
             drawn = math.exp(self._generator.uniform(math.log(low), math.log(high)))
         else:

@@ -27,11 +27,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lorafront.spaces import modules
+from lorafront.spaces.errors import NotTraced
 from lorafront.trainables.config import Attention, ModelConfig, TrialConfig
 from lorafront.trainables.data import TokenRows
 from lorafront.trainables.memory_meter import ROUND
 from lorafront.trainables.memory_trace import Timeline, traced
-from lorafront.trainables.model_facts import model_facts
+from lorafront.trainables.model_facts import model_facts, without_weights
 
 if TYPE_CHECKING:
     import torch
@@ -155,6 +156,17 @@ def _parts(phases: list[str], made: np.ndarray, powers: np.ndarray, of_vocabular
     return np.select(conditions, range(len(conditions)), default=PARTS.index("temporary"))
 
 
+Kind = tuple[object, ...]
+
+
+def _kind(lora: LoraConfiguration, training: TrainingConfig, shapes: Shapes) -> Kind:
+    """What trials have in common whose steps do the same operations."""
+    return (
+        lora.modules, lora.quantization, lora.dropout > 0, lora.bias, lora.gradient_accumulation > 1,
+        training.optimizer, training.gradient_checkpointing, shapes.padded, shapes.rows > 1, shapes.completion > 0,
+    )  # fmt: skip
+
+
 class MemoryModel:
     """Predicts for one model and task; what was traced is kept."""
 
@@ -180,7 +192,8 @@ class MemoryModel:
         self._task = task
         self._labels = labels
         self._cache = cache
-        self._steps: dict[tuple[object, ...], tuple[Step, Step]] = {}
+        self._steps: dict[Kind, tuple[Step, Step] | NotTraced] = {}
+        self._predicted: dict[tuple[Kind, tuple[int, ...]], Breakdown] = {}
 
     def predict(self, lora: LoraConfiguration, training: TrainingConfig, shapes: Shapes) -> Breakdown:
         """Peak bytes of a training step.
@@ -189,30 +202,40 @@ class MemoryModel:
             lora: the configuration.
             training: optimizer and checkpointing.
             shapes: of the largest batch; `rows` and `tokens` count, whatever `lora.batch_size` says.
+
+        Raises:
+            NotTraced: the model cannot be traced, such as one that leaves out layers at random.
         """
-        low, high = self._traced(lora, training, shapes)
-        values = (lora.rank, shapes.rows, shapes.tokens, max(1, shapes.completion))
+        kind, values = _kind(lora, training, shapes), (lora.rank, shapes.rows, shapes.tokens, max(1, shapes.completion))
+        if (kind, values) not in self._predicted:
+            self._predicted[kind, values] = self._predict(self._traced(kind, lora, training, shapes), values)
+        return self._predicted[kind, values]
+
+    def _predict(self, steps: tuple[Step, Step], values: tuple[int, ...]) -> Breakdown:
+        low, high = steps
         shallow, deeper = low.peaks(values), high.peaks(values)
         layers = _depth(self._config)
         found = shallow + (layers - DEPTHS[0]) / (DEPTHS[1] - DEPTHS[0]) * (deeper - shallow)
         top = int(found.sum(axis=1).argmax())
         return Breakdown({name: round(found[top, i]) for i, name in enumerate(PARTS)}, low.phases[top])
 
-    def _traced(self, lora: LoraConfiguration, training: TrainingConfig, shapes: Shapes) -> tuple[Step, Step]:
-        kind = (
-            lora.modules, lora.quantization, lora.dropout > 0, lora.bias, lora.gradient_accumulation > 1,
-            training.optimizer, training.gradient_checkpointing, shapes.padded, shapes.rows > 1, shapes.completion > 0,
-        )  # fmt: skip
+    def _traced(
+        self, kind: Kind, lora: LoraConfiguration, training: TrainingConfig, shapes: Shapes
+    ) -> tuple[Step, Step]:
         if kind not in self._steps:
-            low, high = (self._kept(kind, lora, training, shapes, depth) for depth in DEPTHS)
-            if low.phases != high.phases:
-                raise RuntimeError(f"steps of {DEPTHS[0]} and {DEPTHS[1]} layers differ in more than their layers")
-            self._steps[kind] = low, high
-        return self._steps[kind]
+            try:
+                low, high = (self._kept(kind, lora, training, shapes, depth) for depth in DEPTHS)
+            except Exception as error:  # noqa: BLE001  # models ask for what these tensors cannot say in many ways
+                self._steps[kind] = NotTraced(f"{type(error).__name__}: {error}")
+            else:
+                same = low.phases == high.phases
+                self._steps[kind] = (low, high) if same else NotTraced("depths differ in more than layers")
+        found = self._steps[kind]
+        if isinstance(found, NotTraced):
+            raise found
+        return found
 
-    def _kept(
-        self, kind: tuple[object, ...], lora: LoraConfiguration, training: TrainingConfig, shapes: Shapes, depth: int
-    ) -> Step:
+    def _kept(self, kind: Kind, lora: LoraConfiguration, training: TrainingConfig, shapes: Shapes, depth: int) -> Step:
         """From the folder, or traced and left there for the next search."""
         if self._cache is None:
             return self._trace(lora, training, shapes, depth)
@@ -229,8 +252,8 @@ class MemoryModel:
             return Step(**{**arrays, "phases": tuple(arrays["phases"].tolist())})
         except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile):  # not there yet, or cut short
             step = self._trace(lora, training, shapes, depth)
-        with contextlib.suppress(OSError):  # a full disk costs the next search a second
-            file.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(OSError):  # a full disk, or no root yet: traced again next time
+            file.parent.mkdir(exist_ok=True)
             aside = file.with_suffix(f".{os.getpid()}.npz")
             np.savez(aside, **{**vars(step), "phases": np.array(step.phases)})
             aside.replace(file)
@@ -266,11 +289,32 @@ class MemoryModel:
     @cached_property
     def _primes(self) -> tuple[int, int, int, int]:
         """(rank, rows, tokens, completion) that divide no size of the model."""
-        facts = model_facts(with_depth(self._config, DEPTHS[0]), self._task, self._labels or ("0", "1"))
-        sizes = {facts.vocabulary, *(size for pair in facts.linears.values() for size in pair)}
+        model = without_weights(with_depth(self._config, DEPTHS[0]), self._task, self._labels or ("0", "1"))
+        sizes = {size for tensor in (*model.parameters(), *model.buffers()) for size in tensor.shape}
         free = (prime for prime in _primes() if all(size % prime for size in sizes))
         rows, rank, tokens, completion = (next(free) for _ in range(4))
         return rank, rows, tokens, completion
+
+
+def exact(config: PretrainedConfig, training: TrainingConfig, longest: int) -> bool:
+    """Whether the closed form is that of the step, to the byte.
+
+    It is not where sizes change what is done: bitsandbytes' optimizer keeps small states in 32 bits, attention leaves
+    out its mask within a sliding window; and where an encoder and a decoder of different depths are extrapolated alike.
+
+    Args:
+        config: of the model.
+        training: names the optimizer.
+        longest: tokens of a row at most.
+    """
+    text = config.get_text_config()
+    window = getattr(text, "sliding_window", None)
+    decoder = getattr(text, "num_decoder_layers", None) or getattr(text, "decoder_layers", None)
+    return (
+        training.optimizer == "adamw"
+        and (window is None or longest < window)
+        and (decoder is None or decoder == _depth(config))
+    )
 
 
 def _primes() -> Iterator[int]:

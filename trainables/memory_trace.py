@@ -230,12 +230,12 @@ def _materialise(model: torch.nn.Module) -> None:
 
 
 def _placed(parameter: torch.nn.Parameter, module: Any) -> torch.nn.Parameter:
-    import bitsandbytes
-
+    quantized = {"Params4bit": _four_bit, "Int8Params": _eight_bit}.get(type(parameter).__name__)
+    if quantized is not None:  # by name: without a quantized base bitsandbytes need not load
+        return quantized(
+            parameter, torch.empty(module.out_features, module.in_features, dtype=torch.bfloat16, device=CPU)
+        )
     empty = torch.empty(parameter.shape, dtype=parameter.dtype, device=CPU)
-    if isinstance(parameter, bitsandbytes.nn.Params4bit | bitsandbytes.nn.Int8Params):
-        whole = torch.empty(module.out_features, module.in_features, dtype=torch.bfloat16, device=CPU)
-        return (_four_bit if isinstance(parameter, bitsandbytes.nn.Params4bit) else _eight_bit)(parameter, whole)
     return torch.nn.Parameter(empty, requires_grad=parameter.requires_grad)
 
 

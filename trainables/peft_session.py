@@ -116,7 +116,8 @@ class PeftSession:
         a rung has seen the same rows, and a trial that ends there costs little.
         """
         start = time.perf_counter()
-        quality = self._quality(min(1.0, self.rows_seen / self.config.rows))
+        rung = max((rows for rows in self.config.rungs if rows <= self.rows_seen), default=self.config.rungs[0])
+        quality = self._quality(rung / self.config.rows)  # a step may reach beyond the rung, and not all by as much
         seconds = time.perf_counter() - start
         trainable, total = self.model.get_nb_trainable_parameters()  # knows that 4-bit weights are packed
         measured = Measurements(

@@ -13,8 +13,10 @@ from moocore import hypervolume
 from lorafront.search.learning_curve import remaining
 from lorafront.search.mfgp import (
     Axis,
+    Beliefs,
     Entry,
     History,
+    Reader,
     axes_of,
     encode,
     improvement,
@@ -22,6 +24,7 @@ from lorafront.search.mfgp import (
 )
 from lorafront.search.search_file import parse_search
 from lorafront.search.study import StudyLedger
+from lorafront.search.warm_start import Observation
 from lorafront.spaces.parameters import Range
 from lorafront.trainables.outcome import Outcome
 from lorafront.trainables.toy import ToySession
@@ -144,3 +147,26 @@ def test_of_too_many_observations_the_front_stays():
     assert set(range(150, 300)) <= set(trials.tolist())
     assert np.ptp(trials[trials < 150]) > 100
     assert (telling(history, 600) == np.arange(600)).all()
+
+
+def test_one_rung_is_full_fidelity():
+    """Where trials report at the end only, the process says of what it has seen what was measured there."""
+    final = [3 + abs(i - 6) / 4 for i in range(12)]
+    entries = [Entry(i, [i / 12], [(64, final[i])], [1 - i / 12], final[i]) for i in range(12)]
+    history = History(entries, axes=1, objectives=2)
+    mean, _ = Beliefs(history, [Axis("rank", list(range(1, 13)))]).at_full(history.configurations)
+    assert mean == pytest.approx(final, abs=0.1)
+
+
+def test_imported_results_stand_at_full_fidelity(tmp_path: Path):
+    """A first rung here is not compared with results of an earlier search, which were measured at the end."""
+    search = parse_search({"name": "n", "model": "m", "data": {"path": "d"}, "space": {"rank": [4, 8], "bias": "none"}})
+    ledger = StudyLedger(tmp_path / "study.db", search, create=True)
+    number, lora = ledger.ask() or pytest.fail("the space is not exhausted")
+    done = Report(64, {"perplexity": 5.0, "peak_vram_gb": 1.0}, Outcome.COMPLETE)
+    params = ledger.view.trial(number).params
+    ledger.keep_observations([Observation("other trial 0", lora, params, done, repeatable=False)])
+    ledger.record_rung(number, Report(8, {"perplexity": 9.0, "peak_vram_gb": 1.0}))
+    history = Reader(search, axes_of(search.space)).read(ledger.view.trials)
+    assert sorted(history.rows) == [8, 64]
+    assert history.full == 64

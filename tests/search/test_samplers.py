@@ -66,3 +66,15 @@ def test_every_sampler_fills_a_study(sampler: str, tmp_path: Path):
     """Each proposes configurations that differ, until it is asked no more."""
     asked = finish(StudyLedger(tmp_path / "study.db", parsed(sampler=sampler, space=SPACE), create=True), 14)
     assert len(set(asked)) == len(asked) == 14
+
+
+@pytest.mark.parametrize("sampler", ["mfgp", "tpe", "nsga2", "random", "grid"])
+def test_every_value_that_steps_reach_is_run(sampler: str, tmp_path: Path):
+    """Also the last one, and where 3 times 0.1 is a little more than 0.3; none lies beyond the end."""
+    space = {**SPACE, "rank": {"low": 4, "high": 103, "step": 45}, "modules": "query", "alpha": 8,
+             "dropout": {"low": 0.0, "high": 0.3, "step": 0.1}}  # fmt: skip
+    search = parsed(space=space, sampler=sampler, start_points={"recommended": False}, budget={"trials": 20})
+    ledger = StudyLedger(tmp_path / "study.db", search, create=True)
+    finish(ledger, 20)
+    found = {(lora.rank, lora.dropout) for lora in ledger.configurations.values()}
+    assert found == {(rank, dropout) for rank in (4, 49, 94) for dropout in (0.0, 0.1, 0.2, 0.3)}

@@ -34,7 +34,7 @@ def search_data(name: str, text_file: Path, **changes: Any) -> dict[str, Any]:
     return {
         "name": name, "model": str(TINY_LLAMA), "space": SPACE, "budget": {"trials": 6},
         "data": {"path": str(text_file), "max_length": 32, "train_rows": 64, "eval_rows": 8},
-        "training": {"rows": 32, "rungs": 2, "batch_size": 4}, **changes,
+        "training": {"rows": 32, "rungs": 2, "batch_size": 4}, "early_stopping": "off", **changes,
     }  # fmt: skip
 
 

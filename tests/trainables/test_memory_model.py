@@ -11,10 +11,11 @@ from support import lora
 from transformers import AutoConfig, PretrainedConfig
 
 from lorafront.spaces import modules
+from lorafront.spaces.errors import NotTraced
 from lorafront.spaces.lora import LoraConfiguration
 from lorafront.trainables.config import ModelConfig, TrainingConfig, TrialConfig
 from lorafront.trainables.data import TokenRows
-from lorafront.trainables.memory_model import MemoryModel, Shapes, with_depth
+from lorafront.trainables.memory_model import MemoryModel, Shapes, exact, with_depth
 from lorafront.trainables.memory_trace import trace
 from lorafront.trainables.model_facts import model_facts
 from lorafront.trainables.task import Task, task_named
@@ -105,3 +106,26 @@ def test_what_was_traced_is_kept(tmp_path: Path) -> None:
     assert MemoryModel(config, task, cache=tmp_path).predict(lora(), PLAIN, Shapes(2, 16)) == first
     with np.load(files[0]) as found:
         assert "phases" in found.files
+
+
+def test_a_model_that_cannot_be_traced_says_so() -> None:
+    """OPT draws which layers to leave out; that is asked once, and is an error that callers can expect."""
+    config = AutoConfig.for_model(
+        "opt", vocab_size=512, hidden_size=64, ffn_dim=128, num_hidden_layers=2, num_attention_heads=2,
+        word_embed_proj_dim=64, layerdrop=0.1,
+    )  # fmt: skip
+    model = MemoryModel(config, task_named("causal_lm"))
+    for _ in range(2):
+        with pytest.raises(NotTraced):
+            model.predict(lora(), PLAIN, Shapes(2, 16))
+
+
+def test_where_the_closed_form_is_not_exact_is_known() -> None:
+    """The 8-bit optimizer, rows as long as a sliding window, and sides of different depth."""
+    plain, eight_bit = TrainingConfig(rows=64), TrainingConfig(rows=64, optimizer="paged_adamw_8bit")
+    assert exact(small_config("llama"), plain, 512)
+    assert not exact(small_config("llama"), eight_bit, 512)
+    assert exact(AutoConfig.for_model("mistral", sliding_window=4096), plain, 512)
+    assert not exact(AutoConfig.for_model("mistral", sliding_window=512), plain, 512)
+    assert exact(AutoConfig.for_model("t5", num_layers=6), plain, 512)
+    assert not exact(AutoConfig.for_model("t5", num_layers=12, num_decoder_layers=4), plain, 512)
