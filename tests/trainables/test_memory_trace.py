@@ -50,7 +50,7 @@ def both(model: ModelConfig, family: str, configuration: LoraConfiguration, leng
     return session.memory.allocated, trace(trial, config, task, rows).allocated
 
 
-@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_trace_equals_measurement(models: dict[str, ModelConfig], data: st.DataObject) -> None:
     """For any family, storage, rank, modules, dropout, bias, batch, length, checkpointing, accumulation, optimizer."""
@@ -59,7 +59,7 @@ def test_trace_equals_measurement(models: dict[str, ModelConfig], data: st.DataO
     configuration = lora(
         quantization=draw(st.sampled_from(QUANTIZATIONS)),
         rank=draw(st.sampled_from([1, 4, 13, 64])),
-        modules=draw(st.sampled_from(["query+value", "attention", "all-linear"])),
+        modules=draw(st.sampled_from(["attention", "all-linear", *(["query+value"] if family != "gpt-2" else [])])),
         dropout=draw(st.sampled_from([0.0, 0.1])),
         bias=draw(st.sampled_from(["none", "all"])),
         batch_size=draw(st.integers(1, 5)),
