@@ -6,7 +6,6 @@ Dominance is moocore's; trials with equal values are all kept, because nobody be
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -15,6 +14,7 @@ from moocore import is_nondominated
 from lorafront.search.study_table import StudyTable, TrialRecord
 from lorafront.spaces.errors import InvalidInput
 from lorafront.spaces.objectives import OBJECTIVES, Limit, Objective, feasible
+from lorafront.spaces.sizes import GIB, parse_size
 
 
 def front(
@@ -75,10 +75,10 @@ def best_under(table: StudyTable, size: str) -> list[TrialRecord]:
     Raises:
         InvalidInput: the size cannot be read, or VRAM was not measured.
     """
-    found = re.fullmatch(r"\s*(\d+(?:\.\d*)?)\s*(gi?b?|mi?b?)?\s*", size, re.IGNORECASE)
-    if found is None:
-        raise InvalidInput(f"--under must be a size such as 8GB or 500MB (got {size!r})")
-    bound = float(found[1]) / (1024 if (found[2] or "g")[0].lower() == "m" else 1)
+    try:
+        bound = parse_size(size) / GIB
+    except ValueError as error:
+        raise InvalidInput(f"--under {error}") from error
     vram = OBJECTIVES["peak_vram_gb"]
     if table.complete and not any(math.isfinite(values(trial, [vram])[0]) for trial in table.complete):
         raise InvalidInput("--under needs peak VRAM, which no trial of this search has measured")

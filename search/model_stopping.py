@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lorafront.search.mfgp import BEGIN, Beliefs, Reader, axes_of
+from lorafront.search.history import Reader, axes_of
+from lorafront.search.mfgp import BEGIN, Beliefs
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial

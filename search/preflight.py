@@ -5,31 +5,32 @@
 
 from __future__ import annotations
 
-import contextlib
 import inspect
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import torch
 
 from lorafront.search.known_limits import breaking
 from lorafront.search.paths import RootPaths
+from lorafront.search.peak_memory import PeakMemory
 from lorafront.search.rungs import ladder, total_rows
 from lorafront.search.search_file import SearchFile
 from lorafront.search.start_points import Starts, Surroundings, starts
 from lorafront.search.warm_start import WarmStart, warm_start
 from lorafront.spaces import modules
-from lorafront.spaces.errors import InvalidInput, NotTraced, Problem
+from lorafront.spaces.errors import InvalidInput, Problem
 from lorafront.spaces.lora import LoraConfiguration, resolve
 from lorafront.spaces.objectives import OBJECTIVES, broken_limit
 from lorafront.spaces.parameters import values_of
+from lorafront.spaces.sizes import GIB
 from lorafront.spaces.start_points import StartPoint, overlap_on
 from lorafront.trainables import models
 from lorafront.trainables.config import ModelConfig, TrialConfig
-from lorafront.trainables.data import TokenData, largest_batch, prepare, store
+from lorafront.trainables.data import TokenData, prepare, store
 from lorafront.trainables.hub import hub_answers, local_folder_or_file, weights_on_hub
 from lorafront.trainables.known_measurements import KNOWN, known_measurements
 from lorafront.trainables.model_facts import ModelFacts, model_facts
@@ -37,11 +38,7 @@ from lorafront.trainables.row_sets import read_sets
 from lorafront.trainables.task import TASKS, Task, task_named
 from lorafront.trainables.user_code import is_reference, load_reference
 
-if TYPE_CHECKING:
-    from lorafront.trainables.memory_model import MemoryModel, Shapes
-
 T = TypeVar("T")
-GIB = 2**30
 VRAM = "peak_vram_gb"
 
 
@@ -73,8 +70,7 @@ class Prepared:
     downloads: tuple[str, ...] = ()
     starts: Starts = field(default_factory=Starts)
     warm: WarmStart = field(default_factory=WarmStart)
-    memory: MemoryModel | None = None
-    _largest: dict[tuple[int, int], Shapes] = field(default_factory=dict)
+    memory: PeakMemory | None = None
 
     def trial(self, lora: LoraConfiguration) -> TrialConfig:
         """What a worker needs to train one configuration."""
@@ -108,23 +104,10 @@ class Prepared:
         adapted = self.resolved[lora.modules].names
         known = known_measurements(lora, self.facts, adapted, models.device(), new_head=task.new_head)
         floors = {limit.name for limit in self.search.limits if task.new_head and limit.operator == ">="}
-        if self.memory is not None:
-            with contextlib.suppress(NotTraced):  # known when the trial has run, as for models that are not predicted
-                known[VRAM] = self._peak_bytes(lora) / GIB
+        predicted = self.memory.breakdown(lora) if self.memory is not None else None
+        if predicted is not None:  # else it is known when the trial has run
+            known[VRAM] = predicted.total / GIB
         return {name: value for name, value in known.items() if name not in floors}  # a lower bound cannot break those
-
-    def _peak_bytes(self, lora: LoraConfiguration) -> int:
-        """Of the largest batch that a trial of this configuration will see."""
-        from lorafront.trainables.memory_model import Shapes
-
-        assert self.memory is not None
-        task, rows = task_named(self.search.task), self.tokens.train
-        step = lora.batch_size * lora.gradient_accumulation
-        if (step, lora.batch_size) not in self._largest:
-            seen = -(-self.rungs[-1] // step) * step
-            chosen = largest_batch(rows, self.search.seed, seen, lora.batch_size)
-            self._largest[step, lora.batch_size] = Shapes.of(task.collate(rows, chosen, self.tokens.pad_id), task)
-        return self.memory.predict(lora, self.search.training, self._largest[step, lora.batch_size]).total
 
     def breaks(self, lora: LoraConfiguration) -> str:
         """The limit that a configuration is known to break, with its value; empty where it breaks none."""
@@ -223,12 +206,12 @@ def check(search: SearchFile, root: RootPaths, near: Path, *, warm: bool = True)
     if checks.problems or facts is None or prepared is None or rungs is None:
         raise InvalidInput(checks.problems)
     notes = (*prepared[1].notes, *checks.notes, *_notes(located, rungs, max(rows_per_step)))
-    memory = _memory(located, config, prepared[1].labels, root)
+    memory = _memory(located, config, prepared[1], rungs[-1], root)
     ready = Prepared(located, facts, resolved, prepared[0], prepared[1], rungs, notes, tuple(downloads), memory=memory)
     return _with_starts(ready, root if warm else None)
 
 
-def _memory(search: SearchFile, config: Any, labels: tuple[str, ...], root: RootPaths) -> MemoryModel | None:
+def _memory(search: SearchFile, config: Any, tokens: TokenData, rows: int, root: RootPaths) -> PeakMemory | None:
     """Where a limit needs it: on a CPU, where the prediction is exact, and for the tasks whose batches are known."""
     asked = any(limit.name == VRAM for limit in search.limits)
     if not asked or models.device().type != "cpu" or search.task not in TASKS:
@@ -237,7 +220,9 @@ def _memory(search: SearchFile, config: Any, labels: tuple[str, ...], root: Root
 
     if not exact(config, search.training, search.data.max_length):
         return None
-    return MemoryModel(config, task_named(search.task), labels, search.model.attention, root.traced.absolute())
+    traced = root.traced.absolute()
+    model = MemoryModel(config, task_named(search.task), tokens.labels, search.model.attention, traced)
+    return PeakMemory(model, search, tokens, rows)
 
 
 def _with_starts(ready: Prepared, root: RootPaths | None) -> Prepared:

@@ -17,10 +17,10 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
+from lorafront.spaces.sizes import GIB
 from lorafront.trainables.session import Measurements
 
 ROUND = 512
-GIB = 2**30
 CUDA, CPU = "cuda_allocator", "cpu_live_storages"
 
 

@@ -22,6 +22,7 @@ from typing import Any
 import psutil
 
 from lorafront.spaces.errors import CheckpointInvalid, StateUnreadable
+from lorafront.spaces.sizes import GIB
 from lorafront.trainables import heartbeat, witness
 from lorafront.trainables.checkpoint import ASIDE, MANIFEST, read_manifest, sha256, write_folder, write_json
 from lorafront.trainables.fault_points import reached
@@ -30,7 +31,6 @@ from lorafront.trainables.outcome import Outcome, classify
 from lorafront.trainables.session import Session
 
 MakeSession = Callable[[], Session]
-GIB = 2**30
 
 
 @dataclass(frozen=True)

@@ -10,18 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from moocore import hypervolume
 
+from lorafront.search.history import Axis, Entry, History, Reader, axes_of, encode
 from lorafront.search.learning_curve import remaining
-from lorafront.search.mfgp import (
-    Axis,
-    Beliefs,
-    Entry,
-    History,
-    Reader,
-    axes_of,
-    encode,
-    improvement,
-    telling,
-)
+from lorafront.search.mfgp import Beliefs, improvement, telling
 from lorafront.search.search_file import parse_search
 from lorafront.search.study import StudyLedger
 from lorafront.search.warm_start import Observation

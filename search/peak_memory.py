@@ -1,0 +1,53 @@
+"""Peak memory of a configuration before it runs: of a step on the largest batch that its trial will see."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from lorafront.spaces.errors import NotTraced
+from lorafront.trainables.data import TokenData, largest_batch
+from lorafront.trainables.task import task_named
+
+if TYPE_CHECKING:
+    from lorafront.search.search_file import SearchFile
+    from lorafront.spaces.lora import LoraConfiguration
+    from lorafront.trainables.memory_model import Breakdown, MemoryModel, Shapes
+
+
+class PeakMemory:
+    """Of the trials of one search."""
+
+    def __init__(self, model: MemoryModel, search: SearchFile, tokens: TokenData, rows: int) -> None:
+        """Trace nothing yet.
+
+        Args:
+            model: predicts.
+            search: its training and seed; its task is one of ours.
+            tokens: the rows.
+            rows: that a trial trains on.
+        """
+        self._model = model
+        self._search = search
+        self._task = task_named(search.task)
+        self._tokens = tokens
+        self._rows = rows
+        self._largest: dict[tuple[int, int], Shapes] = {}
+
+    def breakdown(self, lora: LoraConfiguration) -> Breakdown | None:
+        """Predicted bytes; None where the model cannot be traced."""
+        try:
+            return self._model.predict(lora, self._search.training, self.largest(lora))
+        except NotTraced:
+            return None
+
+    def largest(self, lora: LoraConfiguration) -> Shapes:
+        """Sizes of the largest batch."""
+        from lorafront.trainables.memory_model import Shapes
+
+        step, size = lora.batch_size * lora.gradient_accumulation, lora.batch_size
+        if (step, size) not in self._largest:
+            seen = -(-self._rows // step) * step
+            chosen = largest_batch(self._tokens.train, self._search.seed, seen, size)
+            batch = self._task.collate(self._tokens.train, chosen, self._tokens.pad_id)
+            self._largest[step, size] = Shapes.of(batch, self._task)
+        return self._largest[step, size]
