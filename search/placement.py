@@ -1,0 +1,194 @@
+"""How much of a device a trial gets: from its predicted peak memory, corrected by what trials measured. Pure.
+
+A share is a number of sixteenths of a device. What it must hold is the memory of the trial's process: its tensors at
+the peak, a margin for what the prediction does not see, and what a process takes beside its tensors (context and
+fragmentation on a GPU, libraries on a CPU).
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+WHOLE = 16
+# Few sizes, so that one trial's worker can go on with the next; each as large as so many at once allow.
+STEPS = (1, 2, 3, 4, 5, 8, 11, WHOLE)
+MARGIN = 0.08  # of the tensors; the error that the predictions for GPUs may have at their 95th percentile
+REMEMBERED = 32  # measurements behind a correction
+
+
+@dataclass(frozen=True)
+class Devices:
+    """Devices of one type.
+
+    Attributes:
+        name: of the type.
+        bytes: of each that trials may use.
+        count: how many there are.
+        beside: bytes that a process takes beside its tensors, before any was measured.
+    """
+
+    name: str
+    bytes: int
+    count: int = 1
+    beside: int = 0
+
+    def share(self, need: int) -> int | None:
+        """Sixteenths of one that hold so many bytes, rounded up to a step; None where it is too small.
+
+        Args:
+            need: bytes of a process.
+        """
+        return next((step for step in STEPS if need * WHOLE <= step * self.bytes), None)
+
+
+@dataclass(frozen=True)
+class Seat:
+    """A part of a device.
+
+    Attributes:
+        share: in sixteenths of a device; a multiple of 16 is so many devices.
+        devices: of which type.
+        cap: bytes of tensors that a process may hold there.
+    """
+
+    share: int
+    devices: Devices
+    cap: int
+
+    @property
+    def gpus(self) -> float:
+        """The share in devices."""
+        return self.share / WHOLE
+
+    def suits(self, other: Seat) -> bool:
+        """True where a trial that needs the other seat may have this one, without wasting half of it."""
+        return self.devices == other.devices and self.share // 2 < other.share <= self.share
+
+
+@dataclass
+class Correction:
+    """What trials of one base key taught about predictions.
+
+    Attributes:
+        ratios: measured over predicted bytes of tensors, the newest last.
+        beside: bytes of the process beside its tensors, the largest seen; None before any was.
+        margin: of the tensors, on top of the corrected prediction.
+        too_large: the least predicted bytes that ran out of memory with a whole device; None where none did.
+    """
+
+    ratios: list[float] = field(default_factory=list)
+    beside: int | None = None
+    margin: float = MARGIN
+    too_large: int | None = None
+
+    @property
+    def ratio(self) -> float:
+        """By which predictions are multiplied."""
+        return statistics.median(self.ratios) if self.ratios else 1.0
+
+    def expected(self, predicted: int) -> int:
+        """Bytes of tensors."""
+        return math.ceil(predicted * self.ratio)
+
+    def need(self, predicted: int, devices: Devices) -> int:
+        """Bytes of the process that a share must hold."""
+        beside = devices.beside if self.beside is None else self.beside
+        widest = max([self.margin, *(ratio / self.ratio - 1 for ratio in self.ratios)])
+        return math.ceil(self.expected(predicted) * (1 + widest)) + beside
+
+    def measured(self, predicted: int, allocated: int, process: int | None) -> None:
+        """Learn from a trial that ran: bytes of its tensors at the peak, and of its process where it is known."""
+        self.ratios = [*self.ratios[1 - REMEMBERED :], allocated / predicted]
+        if process is not None:
+            self.beside = max(self.beside or 0, process - allocated)
+
+    def ran_out(self, predicted: int, wanted: int, *, whole: bool) -> None:
+        """Learn from a trial that ran out of memory.
+
+        Args:
+            predicted: bytes of tensors.
+            wanted: bytes of tensors that it held and asked for; 0 where that is not known.
+            whole: it had the whole device.
+        """
+        known = wanted / self.expected(predicted) - 1 + MARGIN
+        self.margin = max(known, self.margin + MARGIN)
+        if whole:
+            self.too_large = min(predicted, self.too_large or predicted)
+
+
+class Placement:
+    """Seats of trials on the devices of one search, and who sits where."""
+
+    def __init__(self, kinds: Sequence[Devices], fixed: int | None = None) -> None:
+        """Nobody sits anywhere.
+
+        Args:
+            kinds: types of devices.
+            fixed: the share that every trial gets whatever it needs; none is by prediction.
+        """
+        self._kinds = sorted(kinds, key=lambda devices: devices.bytes)
+        self._fixed = fixed
+        self._corrections: dict[str, Correction] = {}
+        self._free: dict[str, list[int]] = {devices.name: [WHOLE] * devices.count for devices in kinds}
+        self._taken: dict[str, tuple[Seat, list[int]]] = {}
+
+    def correction(self, key: str) -> Correction:
+        """That of a base key."""
+        return self._corrections.setdefault(key, Correction())
+
+    def seat(self, key: str, predicted: int | None, *, alone: bool = False) -> Seat | None:
+        """What a trial gets, on the smallest type of device that it fits; None where none is large enough.
+
+        Args:
+            key: of its base.
+            predicted: bytes of tensors at its peak; None where it cannot be predicted: it gets a whole device.
+            alone: it gets a whole device in any case, as after it ran out of memory.
+        """
+        largest = self._kinds[-1]
+        if self._fixed is not None and not (alone and self._fixed < WHOLE):
+            return self._seat(key, self._fixed, largest)
+        if predicted is None or (alone and self._fixed is not None):
+            return self._seat(key, WHOLE, largest)
+        correction = self.correction(key)
+        if correction.too_large is not None and predicted >= correction.too_large:
+            return None
+        for devices in self._kinds:
+            share = devices.share(correction.need(predicted, devices))
+            if share is not None:
+                return self._seat(key, WHOLE if alone else share, largest if alone else devices)
+        # Margins are for sharing: what is expected to fit may have a whole device to itself.
+        beside = largest.beside if correction.beside is None else correction.beside
+        fits = correction.expected(predicted) + beside <= largest.bytes
+        return self._seat(key, WHOLE, largest) if fits else None
+
+    def _seat(self, key: str, share: int, devices: Devices) -> Seat:
+        correction = self.correction(key)
+        beside = devices.beside if correction.beside is None else correction.beside
+        return Seat(share, devices, max(0, min(share, WHOLE) * devices.bytes // WHOLE - beside))
+
+    def has_room(self, seat: Seat) -> bool:
+        """Whether it is free now."""
+        return self._place(seat) is not None
+
+    def take(self, who: str, seat: Seat) -> None:
+        """Somebody sits down."""
+        place = self._place(seat) or []
+        for index in place:
+            self._free[seat.devices.name][index] -= min(seat.share, WHOLE)
+        self._taken[who] = (seat, place)
+
+    def leave(self, who: str) -> None:
+        """Whoever sat there has gone."""
+        seat, place = self._taken.pop(who)
+        for index in place:
+            self._free[seat.devices.name][index] += min(seat.share, WHOLE)
+
+    def _place(self, seat: Seat) -> list[int] | None:
+        """Indices of devices that have room: the fullest, so that large trials find empty ones."""
+        free = self._free[seat.devices.name]
+        each, count = min(seat.share, WHOLE), max(1, seat.share // WHOLE)
+        fitting = sorted((room, index) for index, room in enumerate(free) if room >= each)
+        return [index for _, index in fitting[:count]] if len(fitting) >= count else None
