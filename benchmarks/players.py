@@ -24,6 +24,7 @@ from lorafront.search.search_file import SearchFile, parse_search
 from lorafront.search.start_points import Start
 from lorafront.search.study_table import StudyTable
 from lorafront.spaces.lora import LoraConfiguration
+from lorafront.spaces.objectives import broken_limit
 from lorafront.trainables.outcome import Outcome
 from lorafront.trainables.trial import Report
 
@@ -63,19 +64,20 @@ class LorafrontPlayer:
 
         self.table = arena.table
         search = _search(arena, sampler, early_stopping)
-        ledger = StudyLedger(None, search, create=True, known_before=self._known)
+
+        def breaks(lora: LoraConfiguration) -> str:
+            """Peak memory, as prediction knows it before a trial runs."""
+            return broken_limit(search.limits, {VRAM: float(self.table.peak_vram_gb[self.table.row_of(lora)])})
+
+        ledger = StudyLedger(None, search, create=True, breaks=breaks)
         ledger.keep_starts([Start("", arena.table.params(row), own=True) for row in arena.start])
         self.searcher = OptunaSearcher(
             ledger,
-            Workplace(lambda _number, lora: {"row": self.table.row_of(lora)}),
+            Workplace(lambda _number, lora, _seat: {"row": self.table.row_of(lora)}),
             Silent(),
             unfinished=[],
             rule=make_rule(ledger, StudyTable(search, (), {}, ())),
         )
-
-    def _known(self, lora: LoraConfiguration) -> dict[str, float]:
-        """Peak memory, as prediction knows it before a trial runs."""
-        return {VRAM: float(self.table.peak_vram_gb[self.table.row_of(lora)])}
 
     def suggest(self, trial_id: str) -> int | None:
         """See `Player`."""

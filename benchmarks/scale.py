@@ -117,7 +117,7 @@ class Driven:
         self.ledger = StudyLedger(paths.study_db, self.search, create=True)
         self.configurations: dict[str, LoraConfiguration] = {}
         self.rule = Switched(Never())
-        workplace = Workplace(lambda _number, lora: {"lora": lora})
+        workplace = Workplace(lambda _number, lora, _seat: {"lora": lora})
         self.searcher = OptunaSearcher(self.ledger, workplace, Silent(), unfinished=[], rule=self.rule)
         self.asked = 0
         self.decide(RandomSampler(seed=0), Never())

@@ -32,8 +32,8 @@ class Steering(Protocol):
     def stopping(self) -> bool:
         """True where no trial may start any more."""
 
-    def attempt_began(self, number: int) -> None:
-        """A trial was handed to a worker."""
+    def attempt_began(self, number: int, share: float) -> None:
+        """A trial was handed to a worker that has so much of a GPU; without GPUs it counts as one."""
 
     def attempt_ended(self, number: int) -> None:
         """The worker is free, or gone."""
@@ -44,7 +44,7 @@ class Unsteered:
 
     stopping = False
 
-    def attempt_began(self, number: int) -> None:
+    def attempt_began(self, number: int, share: float) -> None:
         """Nothing."""
 
     def attempt_ended(self, number: int) -> None:
@@ -61,7 +61,6 @@ class Control:
         observer: Observer,
         interruption: Interruption,
         *,
-        share: Callable[[int], float] = lambda _number: 1.0,
         clock: Clock = time.monotonic,
     ) -> None:
         """Start to count the driver's time.
@@ -71,14 +70,12 @@ class Control:
             ledger: its study, with this driver's epoch begun.
             observer: hears why the search stops.
             interruption: knows of signals.
-            share: of a GPU that an attempt at a trial takes; without GPUs each counts as one.
             clock: seconds.
         """
         self._paths = paths
         self._ledger = ledger
         self._observer = observer
         self._interruption = interruption
-        self._share = share
         self._clock = clock
         self._orders = paths.orders(ledger.epoch)
         self._started = clock() - ledger.spent.seconds
@@ -139,9 +136,9 @@ class Control:
         if self.stopping and not limit_reached(self._ledger.search.budget, self.spent):
             raise Incomplete(f"{self._why}; {self._interruption.advice}")
 
-    def attempt_began(self, number: int) -> None:
+    def attempt_began(self, number: int, share: float) -> None:
         """A trial was handed to a worker."""
-        self._meter.began(number, self._share(number), self._clock())
+        self._meter.began(number, share, self._clock())
 
     def attempt_ended(self, number: int) -> None:
         """The worker is free, or gone."""

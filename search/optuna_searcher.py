@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ray.tune.search import Searcher
 
 from lorafront.search.control import Steering, Unsteered
+from lorafront.search.placement import ANYWHERE, Placement, Seat
 from lorafront.search.progress import Observer, last_line
 from lorafront.search.ray_trainable import REPORT
 from lorafront.search.retries import OUT_OF_MEMORY, Waiting, allowed, kind
@@ -26,6 +27,7 @@ from lorafront.trainables.trial import Report
 
 LOST = Report(0, {}, Outcome.INFRA_LOST, "the worker process died")
 HUNG = Report(0, {}, Outcome.TIMEOUT, "the worker made no progress and was ended")
+KILLED = Report(0, {}, Outcome.HOST_OOM, "the worker process was ended because the machine ran out of memory")
 
 
 @dataclass(frozen=True)
@@ -33,18 +35,24 @@ class Workplace:
     """What the searcher asks of the place where trials run.
 
     Attributes:
-        dispatch: a trial's number and configuration to what its worker needs.
+        dispatch: a trial's number, configuration and seat to what its worker needs.
         recover: a trial's reports from its result file, the final one last; none where there is no such file.
         set_aside: removes the result file of a trial that is run again.
         hung: told that a trial has ended, says whether its worker was ended because it hung.
-        alone: whether a trial needs a worker that shares its GPU with no other.
+        killed: whether the machine ran out of memory since this was asked before.
+        seat: which part of a device a trial gets.
+        learn: told what a trial reported, and the sixteenths of a device that it had.
+        placement: who sits where.
     """
 
-    dispatch: Callable[[int, LoraConfiguration], dict[str, Any]]
+    dispatch: Callable[[int, LoraConfiguration, Seat], dict[str, Any]]
     recover: Callable[[int], list[Report]] = lambda _: []
     set_aside: Callable[[int], None] = lambda _: None
     hung: Callable[[int], bool] = lambda _: False
-    alone: Callable[[int], bool] = lambda _: False
+    killed: Callable[[], bool] = lambda: False
+    seat: Callable[[int, LoraConfiguration], Seat] = lambda _number, _lora: ANYWHERE
+    learn: Callable[[int, LoraConfiguration, Report, int], None] = lambda *_: None
+    placement: Placement = field(default_factory=Placement)
 
 
 class OptunaSearcher(Searcher):  # type: ignore[misc]  # Ray is untyped
@@ -80,6 +88,7 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]  # Ray is untyped
         self._waiting = Waiting(list(unfinished))
         self._again = {number for number, _ in unfinished}  # an earlier attempt may know of rungs that we never heard
         self._rule = rule or Never()
+        self._held: int | None = None  # a new trial that waits for room
         self._running: dict[str, int] = {}
         self._steering = steering or Unsteered()
 
@@ -98,50 +107,66 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]  # Ray is untyped
         """True while any trial runs."""
         return bool(self._running)
 
-    def suggest(self, trial_id: str, *, shared: bool = False) -> dict[str, Any] | str | None:
+    def suggest(self, trial_id: str, *, here: bool = False) -> dict[str, Any] | str | None:
         """The next trial; FINISHED where the budget is spent, the space has no more, or the search has to stop.
 
-        None while trials run: one of them may have to be run again, or the budget may grow, and Ray never asks again
-        after FINISHED.
+        None while trials run: one of them may have to be run again, the budget may grow, or there is no room for the
+        next one yet; and Ray never asks again after FINISHED.
 
         Args:
             trial_id: Ray Tune's, of the worker.
-            shared: the worker shares its GPU, so it gets no trial that needs one alone.
+            here: the worker is there and keeps its seat, so it gets only a trial whom that suits.
         """
         config = None
         if not self._steering.stopping and not self.halted:
             try:
-                config = self._start(trial_id, shared=shared)
+                config = self._start(trial_id, here=here)
             except WRITE_ERRORS as failure:
                 self._halt(f"no trial could be started ({_reason(failure)})")
         if config is None and (self._steering.stopping or self.halted or not self._running):
-            self.over = self.over or not shared
+            self.over = self.over or not here
             return str(Searcher.FINISHED)
         return config
 
-    def _start(self, trial_id: str, *, shared: bool) -> dict[str, Any] | None:
-        following = self._following(shared=shared)
+    def _start(self, trial_id: str, *, here: bool) -> dict[str, Any] | None:
+        placement = self._workplace.placement
+        following = self._following(placement.seat_of(trial_id) if here else None)
         if following is None:
             return None
         number, lora = following
         reached("after_ask_before_start")
+        seat = placement.seat_of(trial_id) if here else self._workplace.seat(number, lora)
         # Adopts checkpoints of an older epoch, so before the epoch moves on.
-        config = self._workplace.dispatch(number, lora)
+        config = self._workplace.dispatch(number, lora, seat)
         self.ledger.started(number)
+        if not here:
+            placement.take(trial_id, seat)
         self._running[trial_id] = number
-        self._steering.attempt_began(number)
+        self._steering.attempt_began(number, seat.gpus if seat.devices.gpus else 1.0)
         self.observer.started(number, lora)
         return config
 
-    def _following(self, *, shared: bool) -> tuple[int, LoraConfiguration] | None:
-        # One that needs a GPU alone would wait for workers that share one, which are given the next trial in place.
-        skip = self._workplace.alone if shared or self._running else None
-        again = self._waiting.pop(frozenset(self._running.values()), skip)
-        if again is not None or self.exhausted or self._is_spent():
-            return again
-        asked = self.ledger.ask()
-        self.exhausted = asked is None
-        return asked
+    def _following(self, seat: Seat | None) -> tuple[int, LoraConfiguration] | None:
+        """The next trial that the seat suits; without one, that there is room for.
+
+        A new one that has no room waits for it, and no other is asked for meanwhile: it would never get any.
+        """
+
+        def unfit(number: int) -> bool:
+            wanted = self._workplace.seat(number, self.ledger.configurations[number])
+            return not (self._workplace.placement.has_room(wanted) if seat is None else seat.suits(wanted))
+
+        following = self._waiting.pop(frozenset(self._running.values()), unfit)
+        if following is None and self._held is None and not self.exhausted and not self._is_spent():
+            following = self.ledger.ask()
+            self.exhausted = following is None
+            if following is not None and unfit(following[0]):
+                self._waiting.add(*following)
+                self._held = following[0]
+                return None
+        if following is not None and following[0] == self._held:
+            self._held = None
+        return following
 
     def _is_spent(self) -> bool:
         return self.ledger.recorded + len(self._running) + len(self._waiting) >= self.ledger.search.budget.trials
@@ -161,6 +186,8 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]  # Ray is untyped
             self._left(trial_id)  # unfinished in the study; its checkpoint has what it did
             self._halt(f"a rung of trial {number} could not be stored ({_reason(failure)})")
             return True
+        share = self._workplace.placement.seat_of(trial_id).share
+        self._workplace.learn(number, self.ledger.configurations[number], report, share)
         self.observer.reported(number, report)
         measured = len(values) == len(self.ledger.search.objective_list)  # a user's function is at the last rung only
         return measured and self._rule.stops(number, report.rows, values)
@@ -171,12 +198,18 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]  # Ray is untyped
         Ray Tune swallows what this raises and reports the trial a second time, so an end that could not be stored stops
         the search instead: the trial stays as it is, and its result file tells the next driver.
         """
+        placement = self._workplace.placement
         if trial_id not in self._running:
+            placement.leave(trial_id)  # Ray Tune's own word that the worker goes
             return
+        share = placement.seat_of(trial_id).share
         number, hung = self._left(trial_id)
+        if error:
+            placement.leave(trial_id)
+        gone = HUNG if hung else KILLED if error and self._workplace.killed() else LOST
         report = Report.from_json(json.loads(result[REPORT])) if result and REPORT in result and not error else None
         try:
-            self._end(number, report, LOST if not hung else HUNG)
+            self._end(number, report, gone, share)
         except Exception as failure:  # noqa: BLE001  # this is Ray's side of the fence, as said above
             self._halt(f"the end of trial {number} could not be stored ({_reason(failure)})")
 
@@ -186,7 +219,7 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]  # Ray is untyped
         self._steering.attempt_ended(number)
         return number, self._workplace.hung(number)
 
-    def _end(self, number: int, report: Report | None, gone: Report) -> None:
+    def _end(self, number: int, report: Report | None, gone: Report, share: int) -> None:
         if report is not None and report.outcome is None and not report.paused:
             report = replace(report, outcome=Outcome.STOPPED)
         written = self._workplace.recover(number) if report is None or number in self._again else []
@@ -195,6 +228,7 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]  # Ray is untyped
             if one.at_rung:
                 self.ledger.record_rung(number, one)
         last = reports[-1]
+        self._workplace.learn(number, self.ledger.configurations[number], last, share)
         if last.paused:
             self.observer.reported(number, last)
             return  # unfinished in the study: `resume` goes on with it

@@ -11,8 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 from ray.tune.schedulers import FIFOScheduler
 
-from lorafront.search.ray_trainable import ALONE
-
 if TYPE_CHECKING:
     from ray.tune.execution.tune_controller import TuneController
     from ray.tune.experiment import Trial
@@ -43,9 +41,7 @@ class ParetoScheduler(FIFOScheduler):  # type: ignore[misc]  # Ray is untyped
     def _refill(self, trial: Trial) -> bool:
         """Hand the worker the next configuration; False where there is none for it."""
         actor = trial.temporary_state.ray_actor
-        if actor is None or trial.config[ALONE]:  # a whole GPU is given back
-            return False
-        config = self._searcher.suggest(trial.trial_id, shared=True)
+        config = self._searcher.suggest(trial.trial_id, here=True) if actor is not None else None
         if not isinstance(config, dict):
             return False
         trial.set_config(config)

@@ -12,6 +12,8 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from lorafront.spaces.sizes import size_text
+
 WHOLE = 16
 # Few sizes, so that one trial's worker can go on with the next; each as large as so many at once allow.
 STEPS = (1, 2, 3, 4, 5, 8, 11, WHOLE)
@@ -27,13 +29,15 @@ class Devices:
         name: of the type.
         bytes: of each that trials may use.
         count: how many there are.
-        beside: bytes that a process takes beside its tensors, before any was measured.
+        beside: bytes that a process takes beside its tensors, before any was measured; 0 counts tensors alone.
+        gpus: they are GPUs to Ray.
     """
 
     name: str
     bytes: int
     count: int = 1
     beside: int = 0
+    gpus: bool = False
 
     def share(self, need: int) -> int | None:
         """Sixteenths of one that hold so many bytes, rounded up to a step; None where it is too small.
@@ -65,7 +69,11 @@ class Seat:
 
     def suits(self, other: Seat) -> bool:
         """True where a trial that needs the other seat may have this one, without wasting half of it."""
-        return self.devices == other.devices and self.share // 2 < other.share <= self.share
+        same = self.devices == other.devices
+        return same and (self.share == other.share or other.share <= self.share < 2 * other.share)
+
+
+ANYWHERE = Seat(0, Devices("none", 0, 0), 0)  # trials need no device
 
 
 @dataclass
@@ -76,13 +84,13 @@ class Correction:
         ratios: measured over predicted bytes of tensors, the newest last.
         beside: bytes of the process beside its tensors, the largest seen; None before any was.
         margin: of the tensors, on top of the corrected prediction.
-        too_large: the least predicted bytes that ran out of memory with a whole device; None where none did.
+        ran_out_whole: the least predicted bytes that ran out of memory with a whole device; None where none did.
     """
 
     ratios: list[float] = field(default_factory=list)
     beside: int | None = None
     margin: float = MARGIN
-    too_large: int | None = None
+    ran_out_whole: int | None = None
 
     @property
     def ratio(self) -> float:
@@ -95,9 +103,12 @@ class Correction:
 
     def need(self, predicted: int, devices: Devices) -> int:
         """Bytes of the process that a share must hold."""
-        beside = devices.beside if self.beside is None else self.beside
         widest = max([self.margin, *(ratio / self.ratio - 1 for ratio in self.ratios)])
-        return math.ceil(self.expected(predicted) * (1 + widest)) + beside
+        return math.ceil(self.expected(predicted) * (1 + widest)) + self.beside_on(devices)
+
+    def beside_on(self, devices: Devices) -> int:
+        """Bytes of the process beside its tensors."""
+        return devices.beside if self.beside is None or not devices.beside else self.beside
 
     def measured(self, predicted: int, allocated: int, process: int | None) -> None:
         """Learn from a trial that ran: bytes of its tensors at the peak, and of its process where it is known."""
@@ -116,79 +127,100 @@ class Correction:
         known = wanted / self.expected(predicted) - 1 + MARGIN
         self.margin = max(known, self.margin + MARGIN)
         if whole:
-            self.too_large = min(predicted, self.too_large or predicted)
+            self.ran_out_whole = min(predicted, self.ran_out_whole or predicted)
 
 
 class Placement:
     """Seats of trials on the devices of one search, and who sits where."""
 
-    def __init__(self, kinds: Sequence[Devices], fixed: int | None = None) -> None:
+    def __init__(self, types: Sequence[Devices] = (), fixed: int | None = None) -> None:
         """Nobody sits anywhere.
 
         Args:
-            kinds: types of devices.
+            types: of devices; without any, a trial needs none.
             fixed: the share that every trial gets whatever it needs; none is by prediction.
         """
-        self._kinds = sorted(kinds, key=lambda devices: devices.bytes)
+        self.types = tuple(sorted(types, key=lambda devices: devices.bytes))
         self._fixed = fixed
         self._corrections: dict[str, Correction] = {}
-        self._free: dict[str, list[int]] = {devices.name: [WHOLE] * devices.count for devices in kinds}
+        self._free = {devices: [WHOLE] * devices.count for devices in self.types}
         self._taken: dict[str, tuple[Seat, list[int]]] = {}
 
     def correction(self, key: str) -> Correction:
         """That of a base key."""
         return self._corrections.setdefault(key, Correction())
 
-    def seat(self, key: str, predicted: int | None, *, alone: bool = False) -> Seat | None:
-        """What a trial gets, on the smallest type of device that it fits; None where none is large enough.
+    def too_large(self, key: str, predicted: int) -> str:
+        """Why no device is large enough for a trial, in words; empty where one is.
+
+        Margins are for sharing: what is expected to fit may have a whole device.
+
+        Args:
+            key: of its base.
+            predicted: bytes of tensors at its peak.
+        """
+        if not self.types:
+            return ""
+        correction, largest = self.correction(key), self.types[-1]
+        need = correction.expected(predicted) + correction.beside_on(largest)
+        if need > largest.bytes:
+            return f"it needs {size_text(need)}, and {largest.name} has {size_text(largest.bytes)}"
+        if correction.ran_out_whole is not None and predicted >= correction.ran_out_whole:
+            return f"it needs no less than a trial that ran out of memory with a whole {largest.name}"
+        return ""
+
+    def seat(self, key: str, predicted: int | None, *, alone: bool = False) -> Seat:
+        """What a trial gets: on the smallest type of device that it fits, else the whole of the largest.
 
         Args:
             key: of its base.
             predicted: bytes of tensors at its peak; None where it cannot be predicted: it gets a whole device.
             alone: it gets a whole device in any case, as after it ran out of memory.
         """
-        largest = self._kinds[-1]
-        if self._fixed is not None and not (alone and self._fixed < WHOLE):
-            return self._seat(key, self._fixed, largest)
-        if predicted is None or (alone and self._fixed is not None):
-            return self._seat(key, WHOLE, largest)
-        correction = self.correction(key)
-        if correction.too_large is not None and predicted >= correction.too_large:
-            return None
-        for devices in self._kinds:
-            share = devices.share(correction.need(predicted, devices))
-            if share is not None:
-                return self._seat(key, WHOLE if alone else share, largest if alone else devices)
-        # Margins are for sharing: what is expected to fit may have a whole device to itself.
-        beside = largest.beside if correction.beside is None else correction.beside
-        fits = correction.expected(predicted) + beside <= largest.bytes
-        return self._seat(key, WHOLE, largest) if fits else None
-
-    def _seat(self, key: str, share: int, devices: Devices) -> Seat:
-        correction = self.correction(key)
-        beside = devices.beside if correction.beside is None else correction.beside
-        return Seat(share, devices, max(0, min(share, WHOLE) * devices.bytes // WHOLE - beside))
+        if not self.types:
+            return ANYWHERE
+        correction, largest = self.correction(key), self.types[-1]
+        share, devices = WHOLE, largest
+        if self._fixed is not None:
+            share = max(WHOLE, self._fixed) if alone else self._fixed
+        elif predicted is not None and not alone:
+            held = ((one.share(correction.need(predicted, one)), one) for one in self.types)
+            share, devices = next(((step, one) for step, one in held if step is not None), (WHOLE, largest))
+        cap = min(share, WHOLE) * devices.bytes // WHOLE - correction.beside_on(devices)
+        return Seat(share, devices, max(1, cap))
 
     def has_room(self, seat: Seat) -> bool:
         """Whether it is free now."""
         return self._place(seat) is not None
 
     def take(self, who: str, seat: Seat) -> None:
-        """Somebody sits down."""
+        """Somebody sits down where there is room."""
         place = self._place(seat) or []
         for index in place:
-            self._free[seat.devices.name][index] -= min(seat.share, WHOLE)
+            self._free[seat.devices][index] -= min(seat.share, WHOLE)
         self._taken[who] = (seat, place)
 
     def leave(self, who: str) -> None:
-        """Whoever sat there has gone."""
-        seat, place = self._taken.pop(who)
+        """Whoever sat there has gone; nothing where nobody did."""
+        seat, place = self._taken.pop(who, (ANYWHERE, []))
         for index in place:
-            self._free[seat.devices.name][index] += min(seat.share, WHOLE)
+            self._free[seat.devices][index] += min(seat.share, WHOLE)
+
+    def seat_of(self, who: str) -> Seat:
+        """Where somebody sits."""
+        return self._taken[who][0]
+
+    def most_at_once(self) -> int | None:
+        """Of the smallest seats that trials may have; None where they need no device."""
+        if not self.types:
+            return None
+        count, share = sum(devices.count for devices in self.types), self._fixed or STEPS[0]
+        return count * (WHOLE // share) if share < WHOLE else count // (share // WHOLE)
 
     def _place(self, seat: Seat) -> list[int] | None:
-        """Indices of devices that have room: the fullest, so that large trials find empty ones."""
-        free = self._free[seat.devices.name]
+        """Indices of devices that have room: the fullest ones, so that large trials find empty ones."""
+        if seat.devices not in self._free:
+            return []
         each, count = min(seat.share, WHOLE), max(1, seat.share // WHOLE)
-        fitting = sorted((room, index) for index, room in enumerate(free) if room >= each)
+        fitting = sorted((room, index) for index, room in enumerate(self._free[seat.devices]) if room >= each)
         return [index for _, index in fitting[:count]] if len(fitting) >= count else None

@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 
+from lorafront.search.devices import placement
 from lorafront.search.known_limits import breaking
 from lorafront.search.paths import RootPaths
 from lorafront.search.peak_memory import PeakMemory
+from lorafront.search.placement import Devices, Placement
 from lorafront.search.rungs import ladder, total_rows
 from lorafront.search.search_file import SearchFile
 from lorafront.search.start_points import Starts, Surroundings, starts
@@ -57,7 +59,8 @@ class Prepared:
         downloads: what a run fetches from the hub, a line each.
         starts: what is tried first.
         warm: what earlier searches teach.
-        memory: predicts peak memory; None where nothing asks for it, or this machine's was never compared.
+        placement: the devices, and who sits where; empty where trials need none.
+        memory: predicts peak memory; None where nothing asks for it, or it cannot be predicted.
     """
 
     search: SearchFile
@@ -70,10 +73,11 @@ class Prepared:
     downloads: tuple[str, ...] = ()
     starts: Starts = field(default_factory=Starts)
     warm: WarmStart = field(default_factory=WarmStart)
+    placement: Placement = field(default_factory=Placement)
     memory: PeakMemory | None = None
 
-    def trial(self, lora: LoraConfiguration) -> TrialConfig:
-        """What a worker needs to train one configuration."""
+    def trial(self, lora: LoraConfiguration, memory_cap: int | None = None) -> TrialConfig:
+        """What a worker needs to train one configuration, in so many bytes of tensors at most."""
         return TrialConfig(
             task=self.search.task,
             model=self.search.model,
@@ -83,6 +87,7 @@ class Prepared:
             rungs=self.rungs,
             seed=self.search.seed,
             threads=self.search.resources.cpus_per_trial,
+            memory_cap=memory_cap,
             tokens=self.token_file,
             labels=self.tokens.labels,
             functions=self.search.functions,
@@ -104,14 +109,26 @@ class Prepared:
         adapted = self.resolved[lora.modules].names
         known = known_measurements(lora, self.facts, adapted, models.device(), new_head=task.new_head)
         floors = {limit.name for limit in self.search.limits if task.new_head and limit.operator == ">="}
-        predicted = self.memory.breakdown(lora) if self.memory is not None else None
-        if predicted is not None:  # else it is known when the trial has run
-            known[VRAM] = predicted.total / GIB
+        expected = self.expected_bytes(lora)
+        if expected is not None:  # else it is known when the trial has run
+            known[VRAM] = expected / GIB
         return {name: value for name, value in known.items() if name not in floors}  # a lower bound cannot break those
 
+    def predicted_bytes(self, lora: LoraConfiguration) -> int | None:
+        """Bytes of tensors at the peak; None where that is not predicted."""
+        found = self.memory.breakdown(lora) if self.memory is not None else None
+        return found.total if found is not None else None
+
+    def expected_bytes(self, lora: LoraConfiguration) -> int | None:
+        """The same, corrected by what trials on this base measured."""
+        predicted = self.predicted_bytes(lora)
+        return None if predicted is None else self.placement.correction(lora.quantization).expected(predicted)
+
     def breaks(self, lora: LoraConfiguration) -> str:
-        """The limit that a configuration is known to break, with its value; empty where it breaks none."""
-        return broken_limit(self.search.limits, self.known_before(lora))
+        """Why a configuration is in vain: a limit that it is known to break, or memory; empty where it is not."""
+        broken = broken_limit(self.search.limits, self.known_before(lora))
+        predicted = self.predicted_bytes(lora)
+        return broken or ("" if predicted is None else self.placement.too_large(lora.quantization, predicted))
 
     def same_modules(self, module_set: str) -> str:
         """The module set of this space that means the same on this model; itself where there is none."""
@@ -145,7 +162,9 @@ class Prepared:
         store(self.token_file, self.tokens)
 
 
-def check(search: SearchFile, root: RootPaths, near: Path, *, warm: bool = True) -> Prepared:
+def check(
+    search: SearchFile, root: RootPaths, near: Path, *, warm: bool = True, devices: Sequence[Devices] = ()
+) -> Prepared:
     """Check a search against its model, its data and this machine.
 
     Args:
@@ -153,6 +172,7 @@ def check(search: SearchFile, root: RootPaths, near: Path, *, warm: bool = True)
         root: where the search will stand.
         near: folder of the search file; local paths that are not under the current folder are looked for there.
         warm: read the searches that `warm_start` names.
+        devices: to place trials on as if they were there; none is what there is.
 
     Raises:
         InvalidInput: all problems found, each with its key path.
@@ -206,23 +226,27 @@ def check(search: SearchFile, root: RootPaths, near: Path, *, warm: bool = True)
     if checks.problems or facts is None or prepared is None or rungs is None:
         raise InvalidInput(checks.problems)
     notes = (*prepared[1].notes, *checks.notes, *_notes(located, rungs, max(rows_per_step)))
-    memory = _memory(located, config, prepared[1], rungs[-1], root)
-    ready = Prepared(located, facts, resolved, prepared[0], prepared[1], rungs, notes, tuple(downloads), memory=memory)
+    ready = Prepared(located, facts, resolved, prepared[0], prepared[1], rungs, notes, tuple(downloads))
+    seats = placement(located, facts, devices)
+    ready = replace(ready, placement=seats, memory=_memory(ready, config, root) if _asked(located, seats) else None)
     return _with_starts(ready, root if warm else None)
 
 
-def _memory(search: SearchFile, config: Any, tokens: TokenData, rows: int, root: RootPaths) -> PeakMemory | None:
-    """Where a limit needs it: on a CPU, where the prediction is exact, and for the tasks whose batches are known."""
-    asked = any(limit.name == VRAM for limit in search.limits)
-    if not asked or models.device().type != "cpu" or search.task not in TASKS:
-        return None
+def _asked(search: SearchFile, seats: Placement) -> bool:
+    """Whether peak memory must be known before a trial runs; tracing takes seconds."""
+    return bool(seats.types) or any(limit.name == VRAM for limit in search.limits)
+
+
+def _memory(ready: Prepared, config: Any, root: RootPaths) -> PeakMemory | None:
+    """For the tasks whose batches are known, where the closed form is that of the step."""
     from lorafront.trainables.memory_model import MemoryModel, exact  # imports a session's libraries, seconds
 
-    if not exact(config, search.training, search.data.max_length):
+    search = ready.search
+    if search.task not in TASKS or not exact(config, search.training, search.data.max_length):
         return None
     traced = root.traced.absolute()
-    model = MemoryModel(config, task_named(search.task), tokens.labels, search.model.attention, traced)
-    return PeakMemory(model, search, tokens, rows)
+    model = MemoryModel(config, task_named(search.task), ready.tokens.labels, search.model.attention, traced)
+    return PeakMemory(model, search, ready.tokens, ready.rungs[-1])
 
 
 def _with_starts(ready: Prepared, root: RootPaths | None) -> Prepared:
@@ -380,8 +404,8 @@ def _machine(search: SearchFile) -> list[Problem]:
     if search.resources.cpus_per_trial > cores:
         message = f"{search.resources.cpus_per_trial} is more than the {cores} cores of this machine"
         problems.append(Problem(("resources", "cpus_per_trial"), message))
-    gpus, wanted = torch.cuda.device_count(), search.resources.gpus_per_trial or 0
-    if on.type == "cuda" and wanted > gpus:
+    gpus, wanted = torch.cuda.device_count(), search.resources.gpus_per_trial
+    if on.type == "cuda" and wanted != "auto" and wanted > gpus:
         problems.append(
             Problem(("resources", "gpus_per_trial"), f"{wanted:g} is more than the {gpus} GPUs of this machine")
         )
@@ -451,7 +475,7 @@ def _batches(search: SearchFile) -> tuple[int, list[int]]:
 def _notes(search: SearchFile, rungs: tuple[int, ...], rows_per_step: int) -> list[str]:
     notes = []
     gpu = models.device().type == "cuda"
-    if search.resources.gpus_per_trial is not None and not gpu:
+    if search.resources.gpus_per_trial != "auto" and not gpu:
         notes.append(
             "no GPU on this machine: trials run on CPU cores, and peak VRAM is the count of live tensor storages"
         )

@@ -13,6 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from lorafront.search.placement import Devices
     from lorafront.search.search_file import SearchFile
 
 SOCKET_ROOM = 20  # characters of a temporary folder; Ray puts sockets below it, whose names have a limit of 107
@@ -25,6 +28,10 @@ class RayCluster:
     seconds of waiting. The thread lives as long as Ray does, because the kernel ends Ray's processes with the thread
     that began them.
     """
+
+    def __init__(self, devices: Sequence[Devices] = ()) -> None:
+        """Args: devices: GPUs that are only pretended; none leaves Ray to count those that there are."""
+        self._gpus = sum(one.count for one in devices) or None
 
     def __enter__(self) -> Self:
         """Begin to start."""
@@ -69,7 +76,7 @@ class RayCluster:
         import ray
 
         try:
-            _start(self._scratch / "ray")
+            _start(self._scratch / "ray", self._gpus)
         except BaseException as error:  # noqa: BLE001  # raised by whoever waits
             self._failure = error
         self._up.set()
@@ -77,11 +84,12 @@ class RayCluster:
         ray.shutdown()
 
 
-def _start(folder: Path) -> None:
+def _start(folder: Path, gpus: int | None) -> None:
     import ray
 
     ray.init(
         address="local",  # whatever RAY_ADDRESS says: a search in one process tree is what was asked for
+        num_gpus=gpus,
         include_dashboard=False,
         log_to_driver=False,
         logging_level=logging.ERROR,
@@ -91,25 +99,14 @@ def _start(folder: Path) -> None:
     )
 
 
-def resources_per_trial(search: SearchFile, *, alone: bool = False) -> dict[str, float]:
-    """What Ray reserves for one trial: CPU cores, and GPUs where there are any; `alone`, no GPU is shared."""
-    import torch
+def workers(search: SearchFile, seats: int | None) -> int:
+    """How many trials run at once at most: as many as there are cores and seats for, `max_concurrent` at most.
 
-    resources: dict[str, float] = {"cpu": search.resources.cpus_per_trial}
-    if torch.cuda.is_available():
-        share = 1.0 if search.resources.gpus_per_trial is None else search.resources.gpus_per_trial
-        resources["gpu"] = max(1.0, share) if alone else share
-    return resources
-
-
-def workers(search: SearchFile) -> int:
-    """How many trials run at once: as many as Ray's resources hold, `max_concurrent` at most."""
+    Args:
+        search: its resources.
+        seats: on devices; None where trials need none.
+    """
     import ray
 
-    total, each = ray.cluster_resources(), resources_per_trial(search)
-    room = int(total.get("CPU", 0) // each["cpu"])
-    if "gpu" in each:
-        per_gpu = 1 // each["gpu"]  # shares do not reach across GPUs
-        fit = total.get("GPU", 0) * per_gpu if per_gpu else total.get("GPU", 0) // each["gpu"]
-        room = min(room, int(fit))
-    return max(1, min(room, search.resources.max_concurrent or room))
+    room = int(ray.cluster_resources().get("CPU", 0) // search.resources.cpus_per_trial)
+    return max(1, min(room, seats or room, search.resources.max_concurrent or room))

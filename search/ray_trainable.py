@@ -17,7 +17,7 @@ from lorafront.trainables.orders import OrderFolder, TrialOrders
 from lorafront.trainables.trial import Trial, TrialFolder
 
 NUMBER, FOLDER, ORDERS, CONFIG, ENGINE = "number", "folder", "orders", "config", "engine"
-ALONE = "alone"  # after it ran out of memory beside others
+KNOWN, RESOURCES = "known", "resources"
 REPORT = "report"
 TOYS = {"toy": 0.0, "slow-toy": 0.05}  # seconds of an optimizer step
 
@@ -61,6 +61,7 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # Ray is untyped
             TrialFolder(Path(config[FOLDER])),
             TrialOrders(OrderFolder(Path(config[ORDERS])), config[NUMBER]),
             checkpoint_seconds=60 * config[CONFIG]["training"]["checkpoint_minutes"],
+            known=config[KNOWN],
         )
 
     def _peft(self, config: dict[str, Any]) -> Any:

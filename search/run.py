@@ -10,7 +10,7 @@ from lorafront.search.environment import heavy_imports  # isort: skip  # before 
 
 import contextlib
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,7 @@ from lorafront.search.interruption import Interruption
 from lorafront.search.ownership import owned
 from lorafront.search.paths import RootPaths, SearchPaths
 from lorafront.search.progress import Observer, Silent, last_line
-from lorafront.search.ray_cluster import RayCluster, resources_per_trial, workers
+from lorafront.search.ray_cluster import RayCluster, workers
 from lorafront.search.search_file import Budget, SearchFile
 from lorafront.search.stopping import Never, Rungs, StoppingRule
 from lorafront.search.study_table import StudyTable, read_study
@@ -33,7 +33,7 @@ from lorafront.trainables.fault_points import reached
 from lorafront.trainables.outcome import Outcome, classify
 
 if TYPE_CHECKING:
-    from lorafront.search.optuna_searcher import Workplace
+    from lorafront.search.placement import Devices
     from lorafront.search.preflight import Prepared
     from lorafront.search.study import StudyLedger
     from lorafront.spaces.lora import LoraConfiguration
@@ -47,6 +47,7 @@ def run_search(
     text: str | None = None,
     near: Path | None = None,
     engine: str = "process",
+    devices: Sequence[Devices] = (),
 ) -> StudyTable:
     """Run a new search to its end.
 
@@ -57,6 +58,7 @@ def run_search(
         text: the file as the user wrote it; none writes the resolved one.
         near: folder of the search file, where its paths may start; none is the current folder.
         engine: `process`, or `toy` for a run without torch (`slow-toy`: one that lasts).
+        devices: to place trials on as if they were there; none is what there is.
 
     Raises:
         InvalidInput: the search cannot work; nothing was written.
@@ -64,11 +66,11 @@ def run_search(
         Incomplete: it was interrupted; `resume_search` goes on.
     """
     paths = root.search(search.name)
-    with claimed(paths), interruptible(paths) as interruption, RayCluster() as cluster:
+    with claimed(paths), interruptible(paths) as interruption, RayCluster(devices) as cluster:
         with heavy_imports("transformers"):
             from lorafront.search.preflight import check
 
-        prepared = check(search, root, near or Path.cwd())
+        prepared = check(search, root, near or Path.cwd(), devices=devices)
         tracking = _tracking(prepared.search, root)
         write_text(paths.search_yaml, text or search.model_dump_json(indent=2, exclude_none=True))
         prepared.store()
@@ -82,6 +84,7 @@ def resume_search(
     *,
     budget: Budget | None = None,
     engine: str = "process",
+    devices: Sequence[Devices] = (),
 ) -> StudyTable:
     """Go on with a search until its budget is spent; trials that were running keep their numbers.
 
@@ -91,6 +94,7 @@ def resume_search(
         observer: hears of every trial; none is silence.
         budget: a larger one than it has (`budget.extended`); none leaves it.
         engine: as for `run_search`.
+        devices: as for `run_search`.
 
     Raises:
         SearchNotFound: there is none of that name.
@@ -102,13 +106,13 @@ def resume_search(
         stack.enter_context(owned(paths))  # before all else, so that a second driver is refused at once
         requests.forget_stops(paths)  # before anything that takes time, in which somebody may ask again
         interruption = stack.enter_context(interruptible(paths))
-        cluster = stack.enter_context(RayCluster())
+        cluster = stack.enter_context(RayCluster(devices))
         with heavy_imports("transformers"):
             from lorafront.search.preflight import check
 
         earlier = read_study(paths.study_db)
         search = earlier.search.model_copy(update={"budget": budget or earlier.search.budget})
-        prepared = check(search, root, paths.folder, warm=not earlier.warmed)
+        prepared = check(search, root, paths.folder, warm=not earlier.warmed, devices=devices)
         prepared.store()
         tracking = _tracking(prepared.search, root)
         return _drive(prepared, paths, observer or Silent(), tracking, engine, cluster, interruption, create=False)
@@ -189,7 +193,7 @@ def _drive(
         prepared.search,
         create=create,
         canonical=prepared.canonical,
-        known_before=prepared.known_before,
+        breaks=prepared.breaks,
     )
     ledger.keep_budget(prepared.search.budget)
     ledger.keep_data(prepared.token_file.name, prepared.rungs, prepared.search.code_digests())
@@ -270,24 +274,22 @@ def _tune(
     from lorafront.search.optuna_searcher import OptunaSearcher
     from lorafront.search.pareto_scheduler import ParetoScheduler
     from lorafront.search.ray_control import RayControl
+    from lorafront.search.workplace import workplace
 
     search = prepared.search
     watchdog = Watchdog(search.resources.hang_minutes * 60)
-    workplace = _workplace(prepared, paths, ledger, watchdog, engine)
-
-    def share(number: int) -> float:
-        return resources_per_trial(search, alone=workplace.alone(number)).get("gpu", 1.0)
-
-    control = Control(paths, ledger, observer, interruption, share=share)
+    control = Control(paths, ledger, observer, interruption)
     searcher = OptunaSearcher(
         ledger,
-        workplace,
+        workplace(prepared, paths, ledger, watchdog, engine),
         observer,
         unfinished=unfinished,
         rule=make_rule(ledger, read_study(paths.study_db)),
         steering=control,
     )
-    tuner = _tuner(searcher, ParetoScheduler(searcher), RayControl(control, searcher), search, cluster.wait())
+    scratch = cluster.wait()
+    most = workers(search, prepared.placement.most_at_once())
+    tuner = _tuner(searcher, ParetoScheduler(searcher), RayControl(control, searcher), most, scratch)
     interruption.install()  # again, where Ray took the signals
     go_on = f"go on with: lorafront resume {paths.name}"
     try:
@@ -304,63 +306,25 @@ def _tune(
         observer.said(f"{ledger.end.value}; the search ends before its budget")
 
 
-def _workplace(
-    prepared: Prepared, paths: SearchPaths, ledger: StudyLedger, watchdog: Watchdog, engine: str
-) -> Workplace:
-    from lorafront.search.optuna_searcher import Workplace
-    from lorafront.search.ray_trainable import ALONE, CONFIG, ENGINE, FOLDER, NUMBER, ORDERS
-    from lorafront.search.retries import ran_out
-
-    search, epoch = prepared.search, ledger.epoch
-    # A trial goes on in the folder of the epoch that began it, so that its checkpoints are found.
-    begun = {trial.number: trial.epoch for trial in read_study(paths.study_db).running if trial.epoch}
-    shares = resources_per_trial(search) != resources_per_trial(search, alone=True)
-
-    def alone(number: int) -> bool:
-        return shares and ran_out(ledger, number)
-
-    def dispatch(number: int, lora: LoraConfiguration) -> dict[str, Any]:
-        folder = paths.trial(number, epoch).path
-        if number in begun and begun[number] != epoch:
-            _adopt(paths.trial(number, begun[number]).path, folder)
-        watchdog.watch(number, folder)
-        return {
-            NUMBER: number,
-            FOLDER: str(folder.absolute()),
-            ORDERS: str(paths.orders(epoch).path.absolute()),
-            CONFIG: prepared.trial(lora).model_dump(mode="json"),
-            ENGINE: engine,
-            ALONE: alone(number),
-        }
-
-    return Workplace(
-        dispatch,
-        recover=lambda number: paths.trial(number, epoch).read_reports(),
-        set_aside=lambda number: paths.trial(number, epoch).set_result_aside(),
-        hung=watchdog.forget,
-        alone=alone,
-    )
-
-
-def _tuner(searcher: Any, scheduler: Any, stopper: Any, search: SearchFile, scratch: Path) -> Any:
-    """Ray Tune, told to keep nothing that anybody would read.
+def _tuner(searcher: Any, scheduler: Any, stopper: Any, most: int, scratch: Path) -> Any:
+    """Ray Tune with at most so many trials at once, told to keep nothing that anybody would read.
 
     It starts no lost trial again: the searcher does, which counts the attempts in the study.
     """
     from ray import tune
     from ray.tune import CheckpointConfig, FailureConfig, RunConfig, TuneConfig
 
-    from lorafront.search.ray_trainable import ALONE, TrialTrainable
+    from lorafront.search.ray_trainable import RESOURCES, TrialTrainable
 
     return tune.Tuner(
-        tune.with_resources(TrialTrainable, lambda config: resources_per_trial(search, alone=config[ALONE])),
+        tune.with_resources(TrialTrainable, lambda config: config[RESOURCES]),
         tune_config=TuneConfig(
             metric="training_iteration",
             mode="max",
             search_alg=searcher,
             scheduler=scheduler,
             num_samples=-1,
-            max_concurrent_trials=workers(search),  # else Ray Tune asks for one more than there is room for
+            max_concurrent_trials=most,  # else Ray Tune asks for one more than there is room for
             reuse_actors=False,
         ),
         run_config=RunConfig(
@@ -388,12 +352,6 @@ def make_rule(ledger: StudyLedger, table: StudyTable) -> StoppingRule:
             if len(values) == len(search.objective_list):
                 rule.stops(trial.number, report.rows, values)
     return rule
-
-
-def _adopt(old: Path, new: Path) -> None:
-    """Copy an earlier epoch's checkpoints: what an old worker still writes goes where nobody looks."""
-    if old.is_dir() and not new.exists():
-        shutil.copytree(old, new)
 
 
 def write_front(table: StudyTable, paths: SearchPaths) -> None:

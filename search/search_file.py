@@ -34,7 +34,8 @@ from lorafront.search.yaml_file import locate, parse_yaml
 from lorafront.spaces.errors import InvalidInput, Problem, did_you_mean
 from lorafront.spaces.lora import ALPHA_FORMS, AlphaAbsolute, AlphaRatio, Count, LoraSpace
 from lorafront.spaces.objectives import OBJECTIVES, Limit, Objective, parse_limit, second_set_loss
-from lorafront.spaces.parameters import FORMS, Range, Real, Whole
+from lorafront.spaces.parameters import FORMS, Range, Real, Whole, real
+from lorafront.spaces.sizes import parse_size
 from lorafront.spaces.start_points import PointAlpha, StartPoint, StartPoints, outside
 from lorafront.trainables.config import DataConfig, ModelConfig, SecondSet, Section, TrainingConfig
 from lorafront.trainables.task import TASKS
@@ -60,7 +61,10 @@ class Budget(Section):
     hours: Annotated[Real, Gt(0)] | None = Field(default=None, description="hours that drivers live, all together")
 
 
-def _share(value: float) -> float:
+def _share(raw: object) -> object:
+    if raw == "auto":
+        return raw
+    value = real(raw)
     whole = value >= 1 and value == int(value)
     if not whole and not (0 < value < 1 and value * 16 == int(value * 16)):
         raise PydanticCustomError(
@@ -71,11 +75,22 @@ def _share(value: float) -> float:
     return value
 
 
+def _size(text: object) -> object:
+    try:
+        parse_size(text)
+    except ValueError as error:
+        raise PydanticCustomError("rule", "{reason}", {"reason": str(error)}) from error
+    return str(text)
+
+
 class Resources(Section):
     """What one trial gets, and how many run at once."""
 
-    gpus_per_trial: Annotated[Real, Field()] | None = Field(
-        default=None, description="GPUs, or sixteenths of one; none is a whole GPU each where there is one"
+    gpus_per_trial: Annotated[float | Literal["auto"], BeforeValidator(_share)] = Field(
+        default="auto", description="GPUs, or sixteenths of one; auto is what each trial's predicted memory needs"
+    )
+    memory_per_worker: Annotated[str, BeforeValidator(_size)] | None = Field(
+        default=None, description="memory of each worker where there is no GPU, such as 4GB; none is the machine's"
     )
     cpus_per_trial: Count = Field(default=1, description="CPU cores, which is also its threads")
     max_concurrent: Count | None = Field(default=None, description="trials at once at most; none is what fits")
@@ -83,11 +98,6 @@ class Resources(Section):
         default=30,
         description="a worker without an optimizer step or evaluation batch for so long is ended, its trial run again",
     )
-
-    @field_validator("gpus_per_trial")
-    @classmethod
-    def _sixteenths(cls, value: float | None) -> float | None:
-        return None if value is None else _share(value)
 
 
 class Tracking(Section):
@@ -194,7 +204,7 @@ class SearchFile(Section):
     def _times_are_measured_alone(self) -> Self:
         share = self.resources.gpus_per_trial
         timed = [objective.name for objective in self.objective_list if objective.alone]
-        if timed and share is not None and share < 1:
+        if timed and share != "auto" and share < 1:
             raise PydanticCustomError(
                 "rule",
                 "objective {name} is only honest on a device of its own; set resources.gpus_per_trial to 1 "

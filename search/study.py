@@ -31,7 +31,7 @@ from lorafront.search.start_points import Start
 from lorafront.search.warm_start import Observation
 from lorafront.spaces.errors import StateUnreadable
 from lorafront.spaces.lora import LoraConfiguration
-from lorafront.spaces.objectives import broken_limit, minimized
+from lorafront.spaces.objectives import minimized
 from lorafront.spaces.uniform_draw import UniformDraw
 from lorafront.trainables.fault_points import reached
 from lorafront.trainables.outcome import Outcome
@@ -64,7 +64,7 @@ class StudyLedger:
         *,
         create: bool,
         canonical: Callable[[LoraConfiguration], LoraConfiguration] = lambda lora: lora,
-        known_before: Callable[[LoraConfiguration], Mapping[str, float]] = lambda _lora: {},
+        breaks: Callable[[LoraConfiguration], str] = lambda _lora: "",
     ) -> None:
         """Open the study, or create it.
 
@@ -73,14 +73,14 @@ class StudyLedger:
             search: the resolved file.
             create: a new one.
             canonical: the simplest configuration that trains the same on this model, so that equals are not run twice.
-            known_before: measurements that are known before a trial runs; what breaks a limit by them is not proposed.
+            breaks: why a configuration is in vain, so that it is not proposed; empty where it is not.
 
         Raises:
             StateUnreadable: the file is no study of this version.
         """
         self.search = search
         self._canonical = canonical
-        self._known_before = known_before
+        self._breaks = breaks
         try:
             self.storage: BaseStorage = InMemoryStorage() if path is None else _storage(path)
             directions = [objective.direction for objective in search.objective_list]
@@ -275,7 +275,7 @@ class StudyLedger:
             return f"the same as trial {self.known[lora.fingerprint]}"
         if lora.fingerprint in self.imported:
             return f"the same as {self.imported[lora.fingerprint]}, with the same seed"
-        return broken_limit(self.search.limits, self._known_before(lora))
+        return self._breaks(lora)
 
     def _take(self, proposal: Trial, lora: LoraConfiguration) -> tuple[int, LoraConfiguration]:
         """Write a proposal as a running trial."""

@@ -121,7 +121,8 @@ def _whole(raw: object) -> object:
     return raw
 
 
-def _real(raw: object) -> object:
+def real(raw: object) -> float:
+    """A finite number; for validators."""
     if isinstance(raw, bool) or not isinstance(raw, (int, float)):
         raise PydanticCustomError("rule", "must be a number (got {value})", {"value": repr(raw)})
     try:
@@ -134,7 +135,7 @@ def _real(raw: object) -> object:
 
 
 Whole = Annotated[int, BeforeValidator(_whole)]  # True, "8", 2.0 are not integers
-Real = Annotated[float, BeforeValidator(_real)]  # an integer will do; NaN and infinity will not
+Real = Annotated[float, BeforeValidator(real)]  # an integer will do; NaN and infinity will not
 
 
 def _tag(form: str, kind: Any) -> Any:

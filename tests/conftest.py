@@ -104,9 +104,10 @@ def make_trial(
 
 @pytest.fixture(scope="session")
 def ray_session() -> Iterator[None]:
-    """One Ray for all tests of a session: starting it costs several seconds."""
+    """One Ray for all tests of a session, with two GPUs that are not there: starting it costs several seconds."""
+    from lorafront.search.placement import Devices
     from lorafront.search.ray_cluster import RayCluster
 
-    with RayCluster() as cluster:
+    with RayCluster([Devices("rehearsed", 1, 2)]) as cluster:
         cluster.wait()
         yield

@@ -16,10 +16,12 @@ from lorafront.search import optuna_searcher, plot, run  # noqa: F401  # plot: i
 from lorafront.search.nothing_lost import Verdict, judge, read_witness
 from lorafront.search.ownership import owned
 from lorafront.search.paths import RootPaths, SearchPaths
+from lorafront.search.placement import Seat
 from lorafront.search.progress import Silent
 from lorafront.search.search_file import SearchFile, parse_search
 from lorafront.search.study import StudyLedger
 from lorafront.search.study_table import read_study
+from lorafront.search.workplace import adopt
 from lorafront.spaces.lora import LoraConfiguration
 from lorafront.trainables import fault_points, witness
 from lorafront.trainables.toy import ToySession
@@ -51,10 +53,10 @@ def drive(root: Path, fault: str = "") -> None:
         epoch = ledger.begin_epoch()
         fault_points.arm(fault)
 
-        def dispatch(number: int, lora: LoraConfiguration) -> dict[str, Any]:
+        def dispatch(number: int, lora: LoraConfiguration, _seat: Seat) -> dict[str, Any]:
             folder = paths.trial(number, epoch)
             if begun.get(number, epoch) != epoch:
-                run._adopt(paths.trial(number, begun[number]).path, folder.path)
+                adopt(paths.trial(number, begun[number]).path, folder.path)
             return {"trial": Trial(lambda: ToySession(lora), RUNGS, folder)}
 
         workplace = optuna_searcher.Workplace(

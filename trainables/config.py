@@ -167,6 +167,7 @@ class TrialConfig(Section):
     )
     seed: int
     threads: int = Field(default=1, description="CPU threads of the session")
+    memory_cap: int | None = Field(default=None, description="bytes of tensors that it may hold; none is no limit")
     tokens: Path = Field(description="file of token rows, prepared once and shared by all trials (trainables/data.py)")
     labels: tuple[str, ...] = Field(default=(), description="names of the classes, in the order of their numbers")
     functions: dict[str, str] = Field(

@@ -17,7 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
-from lorafront.spaces.sizes import GIB
+from lorafront.spaces.sizes import GIB, size_text
 from lorafront.trainables.session import Measurements
 
 ROUND = 512
@@ -55,8 +55,36 @@ class Memory:
         return measured
 
 
+class MemoryCapExceeded(MemoryError):
+    """More tensors than were allowed.
+
+    Attributes:
+        requested: bytes that were asked for.
+        available: bytes that were left.
+    """
+
+    def __init__(self, requested: int, available: int) -> None:
+        """Args: as the attributes."""
+        self.requested = requested
+        self.available = available
+        super().__init__(f"out of memory: {size_text(requested)} were asked for, {size_text(available)} were left")
+
+
+def cap_memory(cap: int | None, on: torch.device) -> None:
+    """Let this process hold so many bytes of a GPU in tensors at most; a CPU's are counted by `measure_peak`.
+
+    What is asked for beyond fails with torch's own out of memory, and other processes do not notice.
+    """
+    if on.type == "cuda":
+        total = torch.cuda.get_device_properties(on).total_memory
+        torch.cuda.set_per_process_memory_fraction(1.0 if cap is None else min(1.0, cap / total), on)
+
+
 def measure_peak(
-    work: Callable[[], object], resident: Callable[[], Iterable[torch.Tensor]], on: torch.device
+    work: Callable[[], object],
+    resident: Callable[[], Iterable[torch.Tensor]],
+    on: torch.device,
+    cap: int | None = None,
 ) -> Memory:
     """Run `work` and return the peak.
 
@@ -64,6 +92,10 @@ def measure_peak(
         work: what to measure.
         resident: gives the tensors that are there before it starts; asked on a CPU only.
         on: the device.
+        cap: bytes of tensors at most; on a GPU `cap_memory` is who sees to it.
+
+    Raises:
+        MemoryCapExceeded: on a CPU, there were more.
     """
     if on.type == "cuda":
         torch.cuda.synchronize(on)
@@ -73,7 +105,7 @@ def measure_peak(
         torch.cuda.synchronize(on)
         reserved = torch.cuda.max_memory_reserved(on)
         return Memory(torch.cuda.max_memory_allocated(on), reserved, _process_bytes(on) or reserved, CUDA)
-    with LiveStorages(resident()) as live:
+    with LiveStorages(resident(), cap) as live:
         work()
     return Memory(live.peak, live.peak, psutil.Process().memory_info().rss, CPU)
 
@@ -98,9 +130,10 @@ class LiveStorages(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch
     A storage is counted once however many views it has, from the operation that makes it until its last owner drops it.
     """
 
-    def __init__(self, resident: Iterable[torch.Tensor] = ()) -> None:
-        """Args: resident: tensors that exist already."""
+    def __init__(self, resident: Iterable[torch.Tensor] = (), cap: int | None = None) -> None:
+        """Args: resident: tensors that exist already. cap: bytes, beyond which it raises MemoryCapExceeded."""
         super().__init__()  # type: ignore[no-untyped-call]
+        self._cap = cap
         self.live = 0
         self.peak = 0
         self._seen: dict[int, weakref.ref[Any]] = {}
@@ -125,6 +158,8 @@ class LiveStorages(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch
         if (known is not None and known() is not None) or unplaced:
             return
         size = -(-storage.nbytes() // ROUND) * ROUND
+        if self._cap is not None and self.live + size > self._cap:
+            raise MemoryCapExceeded(size, max(0, self._cap - self.live))
         self.live += size
         self.peak = max(self.peak, self.live)
         self._seen[key] = weakref.ref(storage, lambda ref: self._drop(key, ref, size))

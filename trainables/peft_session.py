@@ -25,8 +25,8 @@ from lorafront.trainables.data import load as load_tokens
 from lorafront.trainables.evaluate import tally
 from lorafront.trainables.frozen_base import BaseCache, FrozenBase, resident_tensors
 from lorafront.trainables.master_weights import MasterWeights
-from lorafront.trainables.memory_meter import Memory, measure_peak
-from lorafront.trainables.models import dtype_name, load_tokenizer
+from lorafront.trainables.memory_meter import Memory, MemoryCapExceeded, cap_memory, measure_peak
+from lorafront.trainables.models import device, dtype_name, load_tokenizer
 from lorafront.trainables.session import Measurements, never
 from lorafront.trainables.task import task_named
 from lorafront.trainables.user_code import load_reference
@@ -271,7 +271,10 @@ class PeftSession:
         sizes = self._sizes(largest)
         if sizes not in self.base.probes or self.base.device.type == "cuda":
             self.base.probes[sizes] = self._two_steps(largest)
-        return self.base.probes[sizes].in_this_process()
+        memory, cap = self.base.probes[sizes], self.config.memory_cap
+        if cap is not None and memory.allocated > cap and self.base.device.type == "cpu":  # measured before
+            raise MemoryCapExceeded(memory.allocated, cap)
+        return memory.in_this_process()
 
     def _sizes(self, batch: Batch) -> tuple[object, ...]:
         """All of a trial that decides how much memory it takes on its base."""
@@ -299,7 +302,7 @@ class PeftSession:
         return memory
 
     def _measure(self, work: Callable[[], object]) -> Memory:
-        return measure_peak(work, lambda: resident_tensors(self.model), self.base.device)
+        return measure_peak(work, lambda: resident_tensors(self.model), self.base.device, self.config.memory_cap)
 
     def _largest_batch(self) -> Batch:
         """A batch as large as the rows that this trial will see can make one."""
@@ -338,6 +341,7 @@ class PeftSession:
 def open_session(config: TrialConfig, bases: BaseCache) -> PeftSession:
     """A session for a trial, on the base that `bases` holds or loads."""
     torch.set_num_threads(config.threads)
+    cap_memory(config.memory_cap, device())
     base = bases.get(config.model, task_named(config.task, config.code), config.lora.quantization, config.labels)
     return PeftSession(base, config, load_tokens(config.tokens))
 

@@ -10,11 +10,12 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import re
 import shutil
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -143,6 +144,7 @@ class Trial:
         orders: what it is asked to do meanwhile.
         checkpoint_seconds: a checkpoint between rungs once so many have passed since the last one.
         clock: seconds.
+        known: measurements that were known before it ran, such as a predicted one; every report has them.
         history: reports at the rungs so far, as JSON.
     """
 
@@ -152,6 +154,7 @@ class Trial:
     orders: Orders = field(default_factory=NoOrders)
     checkpoint_seconds: float = math.inf
     clock: Callable[[], float] = time.monotonic
+    known: Mapping[str, float] = field(default_factory=dict)
     history: list[dict[str, Any]] = field(default_factory=list)
     _session: Session | None = None
     _reached: int = 0  # rows of the newest checkpoint
@@ -173,7 +176,7 @@ class Trial:
     def _failed(self, error: BaseException) -> Report:
         short = "".join(traceback.format_exception(error, limit=-4)).strip()
         outcome = classify(error)
-        measured = _memory_held() if outcome in {Outcome.CUDA_OOM, Outcome.HOST_OOM} else {}
+        measured = {**self.known, **_memory_held(error)} if outcome in {Outcome.CUDA_OOM, Outcome.HOST_OOM} else {}
         return Report(self._reached, measured, outcome, short)
 
     def _advance(self) -> Report:
@@ -196,7 +199,7 @@ class Trial:
         reached("before_train")
         if not self._train(session, rows):
             return Report(session.rows_seen, {}, paused=True)
-        measured = dict(session.evaluate())
+        measured = _with_error({**self.known, **session.evaluate()})
         if not _finite(measured):
             self._reached = rows
             return Report(rows, measured, Outcome.DIVERGED)
@@ -276,9 +279,29 @@ def _finite(measured: dict[str, Any]) -> bool:
     return all(math.isfinite(measured[name]) for name in ("eval_loss", "perplexity", "train_loss") if name in measured)
 
 
-def _memory_held() -> dict[str, float]:
-    """GiB that this process held when it ran out: by CUDA's allocator at its peak, or resident on a CPU."""
+def _with_error(measured: dict[str, Any]) -> dict[str, Any]:
+    """Add by how many percent of the measured peak memory the predicted one is off."""
+    predicted, found = measured.get("predicted_peak_vram_gb"), measured.get("peak_vram_gb")
+    return {**measured, "vram_error_percent": 100 * (predicted / found - 1)} if predicted and found else measured
+
+
+_ASKED_FOR = re.compile(r"tried to allocate ([\d.]+) ?([kmg]?i?b)", re.IGNORECASE)  # torch's words
+_UNITS = {"b": 1, "k": 2**10, "m": 2**20, "g": 2**30}
+
+
+def _memory_held(error: BaseException) -> dict[str, float]:
+    """GiB that this process held when it ran out, and what it asked for and could have had, where that is known.
+
+    Held by CUDA's allocator at its peak, or resident on a CPU.
+    """
     torch = sys.modules.get("torch")
+    found = {"memory_at_failure_gb": psutil.Process().memory_info().rss / GIB}
+    asked = _ASKED_FOR.search(str(error))
+    if asked is not None:
+        found["memory_requested_gb"] = float(asked[1]) * _UNITS[asked[2][0].lower()] / GIB
+    if hasattr(error, "requested") and hasattr(error, "available"):  # MemoryCapExceeded, without importing torch
+        found["memory_requested_gb"], found["memory_available_gb"] = error.requested / GIB, error.available / GIB
     if torch is not None and torch.cuda.is_initialized():
-        return {"memory_at_failure_gb": torch.cuda.max_memory_allocated() / GIB}
-    return {"memory_at_failure_gb": psutil.Process().memory_info().rss / GIB}
+        found["memory_at_failure_gb"] = torch.cuda.max_memory_allocated() / GIB
+        found["memory_available_gb"] = torch.cuda.mem_get_info()[0] / GIB
+    return found

@@ -10,6 +10,7 @@ from fault_support import Forks, search_file, verdict
 
 from lorafront.search.optuna_searcher import REPORT, OptunaSearcher, Workplace
 from lorafront.search.paths import RootPaths
+from lorafront.search.placement import Devices, Placement
 from lorafront.search.progress import Silent
 from lorafront.search.retries import ran_out
 from lorafront.search.study import StudyLedger
@@ -22,7 +23,7 @@ OOM = Report(8, {"memory_at_failure_gb": 1.5}, Outcome.CUDA_OOM, "CUDA out of me
 
 def searcher_on(path: Path, *, create: bool = True, hung: bool = False, trials: int = 3) -> OptunaSearcher:
     ledger = StudyLedger(path, search_file(budget={"trials": trials}), create=create)
-    workplace = Workplace(lambda number, _: {"number": number}, hung=lambda _: hung)
+    workplace = Workplace(lambda number, *_: {"number": number}, hung=lambda _: hung)
     return OptunaSearcher(ledger, workplace, Silent(), unfinished=[])
 
 
@@ -99,17 +100,24 @@ def test_a_trial_that_comes_forward_between_losses_is_not_given_up(tmp_path: Pat
 def test_a_shared_worker_gets_no_trial_that_needs_one_alone(tmp_path: Path) -> None:
     """F27: after running out of GPU memory a trial waits for a worker without neighbours; others are not held up."""
     ledger = StudyLedger(tmp_path / "study.db", search_file(budget={"trials": 3}), create=True)
-    workplace = Workplace(lambda number, _: {"number": number}, alone=lambda number: ran_out(ledger, number))
+    placement = Placement([Devices("a GPU", 1000)], fixed=4)
+    workplace = Workplace(
+        lambda number, *_: {"number": number},
+        seat=lambda number, lora: placement.seat(lora.quantization, None, alone=ran_out(ledger, number)),
+        placement=placement,
+    )
     searcher = OptunaSearcher(ledger, workplace, Silent(), unfinished=[])
     assert searcher.suggest("a") == {"number": 0}
     searcher.on_trial_complete("a", said(OOM))
     for number in (1, 2):
-        assert searcher.suggest("a", shared=True) == {"number": number}
+        assert searcher.suggest("a", here=True) == {"number": number}
         if number == 2:
             assert searcher.suggest("b") is None  # no GPU comes free while others share it
         searcher.on_trial_complete("a", said(Report(8, {}, Outcome.USER_ERROR, "of its own")))
-    assert searcher.suggest("a", shared=True) == "FINISHED"  # of this worker; Ray Tune starts another one for the last
+    assert searcher.suggest("a", here=True) == "FINISHED"  # of this worker; Ray Tune starts another one for the last
+    searcher.on_trial_complete("a")
     assert searcher.suggest("b") == {"number": 0}
+    assert placement.seat_of("b").share == 16
 
 
 def test_a_trial_that_failed_by_its_own_fault_stays_failed(tmp_path: Path) -> None:
@@ -122,7 +130,7 @@ def test_a_trial_that_failed_by_its_own_fault_stays_failed(tmp_path: Path) -> No
     ledger = StudyLedger(path, search_file(budget={"trials": 3}), create=False)
     assert ledger.running() == []
     again = OptunaSearcher(
-        ledger, Workplace(lambda number, _: {"number": number}), Silent(), unfinished=ledger.running()
+        ledger, Workplace(lambda number, *_: {"number": number}), Silent(), unfinished=ledger.running()
     )
     assert [again.suggest("a"), again.suggest("b"), again.suggest("c")] == [{"number": 1}, {"number": 2}, None]
     ledger.tell(0, Report(16, {"perplexity": 2.0, "peak_vram_gb": 1.0}, Outcome.COMPLETE))
@@ -142,7 +150,7 @@ def test_a_rung_that_cannot_be_stored_stops_the_search(tmp_path: Path) -> None:
     rung = Report(8, {"perplexity": 3.0, "peak_vram_gb": 1.0})
     assert searcher.judge("a", said(rung))
     assert "a rung of trial 0 could not be stored" in searcher.halted
-    assert searcher.suggest("a", shared=True) == "FINISHED"
+    assert searcher.suggest("a", here=True) == "FINISHED"
     assert not searcher.busy
     with searcher.ledger.storage.engine.connect() as connection:
         connection.exec_driver_sql("DROP TRIGGER broken")
@@ -150,7 +158,7 @@ def test_a_rung_that_cannot_be_stored_stops_the_search(tmp_path: Path) -> None:
 
     ledger = StudyLedger(path, search_file(budget={"trials": 3}), create=False)
     final = Report(16, {"perplexity": 2.0, "peak_vram_gb": 1.0}, Outcome.COMPLETE)
-    workplace = Workplace(lambda number, _: {"number": number}, recover=lambda _: [rung, final])
+    workplace = Workplace(lambda number, *_: {"number": number}, recover=lambda _: [rung, final])
     second = OptunaSearcher(ledger, workplace, Silent(), unfinished=ledger.running())
     assert second.suggest("a") == {"number": 0}
     second.on_trial_complete("a", said(final))

@@ -335,7 +335,7 @@ def test_hours_are_those_of_all_drivers(tmp_path: Path) -> None:
 
     def drive(ledger: StudyLedger) -> Control:
         ledger.begin_epoch()
-        return Control(paths, ledger, Silent(), Interruption("n"), share=lambda _: 0.5, clock=lambda: now[0])
+        return Control(paths, ledger, Silent(), Interruption("n"), clock=lambda: now[0])
 
     first = drive(StudyLedger(paths.study_db, search, create=True))
     now[0] = 3000.0
@@ -343,7 +343,7 @@ def test_hours_are_those_of_all_drivers(tmp_path: Path) -> None:
     assert not first.stopping
     now[0] = 9000.0  # nobody drives
     second = drive(StudyLedger(paths.study_db, search, create=False))
-    second.attempt_began(0)
+    second.attempt_began(0, 0.5)
     now[0] = 9590.0
     second.poll()
     assert not second.stopping

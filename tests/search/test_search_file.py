@@ -381,7 +381,7 @@ def test_gpus_are_whole_or_sixteenths(share):
             assert allowed
 
 
-@pytest.mark.parametrize("share", [None, 1, 2])
+@pytest.mark.parametrize("share", ["auto", 1, 2])
 def test_times_are_measured_on_whole_devices(share):
     """With training time as an objective a trial needs a device of its own, and a share of one is refused."""
     objectives = ["perplexity", "train_seconds"]

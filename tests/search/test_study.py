@@ -17,6 +17,7 @@ from lorafront.search.study import StudyLedger
 from lorafront.search.study_table import read_study
 from lorafront.spaces.errors import StateUnreadable
 from lorafront.spaces.lora import LoraConfiguration
+from lorafront.spaces.objectives import broken_limit
 from lorafront.trainables.outcome import Outcome
 from lorafront.trainables.toy import ToySession
 from lorafront.trainables.trial import Report
@@ -175,10 +176,10 @@ def test_what_is_known_to_break_a_limit_is_never_asked_for(path: Path) -> None:
     """No trial has such a configuration, however few others there are; the proposals are in no count."""
     search = search_file(constraints={"adapter_mb": "<= 0.02", "perplexity": "<= 1"}, space={"bias": "none"})
 
-    def known_before(lora: LoraConfiguration) -> dict[str, float]:
-        return {"adapter_mb": lora.rank * 0.004}
+    def breaks(lora: LoraConfiguration) -> str:
+        return broken_limit(search.limits, {"adapter_mb": lora.rank * 0.004})
 
-    ledger = StudyLedger(path, search, create=True, known_before=known_before)
+    ledger = StudyLedger(path, search, create=True, breaks=breaks)
     for _ in range(12):
         number, lora = ledger.ask() or (-1, None)
         assert lora is not None

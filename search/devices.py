@@ -1,0 +1,75 @@
+"""The devices that trials are placed on: the GPUs of this machine, its memory where it has none, or rehearsed ones."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import psutil
+import torch
+
+from lorafront.search.placement import WHOLE, Devices, Placement
+from lorafront.spaces.errors import InvalidInput
+from lorafront.spaces.sizes import GIB, MIB, parse_size, size_text
+
+if TYPE_CHECKING:
+    from lorafront.search.search_file import SearchFile
+    from lorafront.trainables.model_facts import ModelFacts
+
+CONTEXT = 768 * MIB  # CUDA's context, kernels and fragmentation, until a trial has measured them; not measured here
+LIBRARIES = GIB  # resident in a worker without a GPU beside its tensors; 0.7 to 0.8 GiB measured
+LARGE = 1 / 8  # of a machine's memory that weights in all workers may take before trials are placed by memory
+WORKER, MACHINE = "a worker", "this machine"
+
+
+def rehearsed(text: str) -> list[Devices]:
+    """Devices that are only pretended, of which nothing but tensors takes memory: `2x24GB,80GB`.
+
+    Raises:
+        InvalidInput: it cannot be read.
+    """
+    try:
+        sizes = [(int(count), parse_size(size)) for count, _, size in map(_times, text.split(","))]
+    except ValueError as error:
+        raise InvalidInput(f"--devices must be such as 2x24GB,80GB ({error})") from error
+    return [Devices(f"a rehearsed GPU of {size_text(size)}", size, count, gpus=True) for count, size in sizes]
+
+
+def _times(text: str) -> tuple[str, str, str]:
+    return text.partition("x") if "x" in text else ("1", "x", text)
+
+
+def placement(search: SearchFile, facts: ModelFacts, pretended: Sequence[Devices] = ()) -> Placement:
+    """Seats on what there is.
+
+    Args:
+        search: its resources, and objectives that need a device alone.
+        facts: of the model.
+        pretended: takes the place of what there is.
+    """
+    resources = search.resources
+    alone = WHOLE if any(objective.alone for objective in search.objective_list) else None
+    fixed = alone if resources.gpus_per_trial == "auto" else int(resources.gpus_per_trial * WHOLE)
+    if pretended:
+        return Placement(pretended, fixed)
+    if torch.cuda.is_available():
+        return Placement([_gpus()], fixed)
+    workers = max(1, (psutil.cpu_count() or 1) // resources.cpus_per_trial)
+    memory = psutil.virtual_memory().available
+    if resources.memory_per_worker is not None:
+        size = parse_size(resources.memory_per_worker)
+        return Placement([Devices(WORKER, size, max(1, min(workers, memory // size)), LIBRARIES)], WHOLE)
+    if facts.parameters * torch.float32.itemsize * workers > memory * LARGE:
+        return Placement([Devices(MACHINE, memory, 1, LIBRARIES)], alone)
+    return Placement()  # all that fits at once is far less than there is
+
+
+def _gpus() -> Devices:
+    """All GPUs that this process sees, each as large as the one with the least free memory.
+
+    Ray hands out GPUs of one machine without looking at their size.
+    """
+    free = [torch.cuda.mem_get_info(index)[0] for index in range(torch.cuda.device_count())]
+    names = Counter(torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count()))
+    return Devices(", ".join(names), min(free), len(free), CONTEXT, gpus=True)

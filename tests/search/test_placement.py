@@ -1,0 +1,119 @@
+"""Shares of devices follow from predicted bytes; predictions follow from what trials measured."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lorafront.search.placement import ANYWHERE, MARGIN, STEPS, WHOLE, Correction, Devices, Placement
+from lorafront.spaces.sizes import GIB
+
+SMALL, LARGE = Devices("small", 12 * GIB, 2, GIB), Devices("large", 48 * GIB, 1, GIB)
+SIZES = st.integers(1, 60 * GIB)
+
+
+@given(SIZES, st.integers(GIB, 80 * GIB))
+def test_a_share_is_the_least_step_that_holds_the_need(need: int, size: int) -> None:
+    """The step below would be too small; None only where the whole device is."""
+    share = Devices("one", size).share(need)
+    if share is None:
+        assert need > size
+    else:
+        assert need <= share * size / WHOLE
+        assert all(step >= share or need > step * size / WHOLE for step in STEPS)
+
+
+@given(SIZES, st.lists(st.floats(0.8, 1.3), max_size=5), st.integers(0, GIB))
+def test_a_seat_holds_what_is_expected_of_its_trial(predicted: int, ratios: list[float], beside: int) -> None:
+    """Its cap is at least the corrected prediction, on the smallest type that has room for the margin too."""
+    placement = Placement([LARGE, SMALL])
+    for ratio in ratios:
+        placement.correction("nf4").measured(10 * GIB, round(ratio * 10 * GIB), round(ratio * 10 * GIB) + beside)
+    expected = placement.correction("nf4").expected(predicted)
+    if not placement.too_large("nf4", predicted):
+        seat = placement.seat("nf4", predicted)
+        assert seat.cap >= expected
+        if seat.devices == LARGE:
+            assert placement.correction("nf4").need(predicted, SMALL) > SMALL.bytes
+
+
+@given(st.lists(st.tuples(SIZES, st.booleans()), max_size=40), st.randoms())
+def test_no_device_is_given_out_twice(asked: list[tuple[int, bool]], chance) -> None:
+    """However trials come and go, what sits on a device adds up to one at most, and all of it comes back."""
+    placement = Placement([LARGE, SMALL])
+    sitting: list[str] = []
+    for index, (need, alone) in enumerate(asked):
+        seat = placement.seat("bf16", need, alone=alone)
+        if placement.has_room(seat):
+            placement.take(str(index), seat)
+            sitting.append(str(index))
+        assert all(0 <= room <= WHOLE for free in placement._free.values() for room in free)
+        if sitting and chance.random() < 0.4:
+            placement.leave(sitting.pop(chance.randrange(len(sitting))))
+    for who in sitting:
+        placement.leave(who)
+    assert placement._free == {LARGE: [WHOLE], SMALL: [WHOLE, WHOLE]}
+
+
+def test_a_trial_that_fits_only_the_larger_type_goes_there() -> None:
+    """And one that fits both takes the smaller, so that the larger stays free."""
+    placement = Placement([SMALL, LARGE])
+    assert placement.seat("nf4", 2 * GIB).devices == SMALL
+    assert placement.seat("nf4", 20 * GIB).devices == LARGE
+    assert "60.00 GiB, and large has 48.00 GiB" in placement.too_large("nf4", 59 * GIB)
+
+
+def test_what_cannot_be_predicted_gets_a_whole_device() -> None:
+    """As does what ran out of memory; without devices nobody needs a seat."""
+    placement = Placement([SMALL])
+    assert placement.seat("nf4", None).share == placement.seat("nf4", GIB, alone=True).share == WHOLE
+    nowhere = Placement()
+    assert nowhere.seat("nf4", 100 * GIB) == ANYWHERE
+    assert nowhere.has_room(ANYWHERE)
+    assert nowhere.too_large("nf4", 100 * GIB) == ""
+    assert nowhere.most_at_once() is None
+
+
+@pytest.mark.parametrize(("fixed", "share", "most"), [(4, 4, 8), (16, 16, 2), (32, 32, 1)])
+def test_a_number_overrides_the_prediction(fixed: int, share: int, most: int) -> None:
+    """Each trial gets what the file says, on as many devices as that is."""
+    placement = Placement([SMALL], fixed)
+    assert placement.seat("nf4", 11 * GIB).share == share
+    assert placement.most_at_once() == most
+    placement.take("a", placement.seat("nf4", GIB))
+    assert placement.has_room(placement.seat("nf4", GIB)) == (fixed < 32)
+    placement.leave("a")
+    assert placement.seat("nf4", GIB, alone=True).share == max(WHOLE, fixed)
+
+
+def test_a_worker_goes_on_with_what_fits_its_seat_well() -> None:
+    """With less than it has, but not with half of it or less: others could have the rest."""
+    one = Placement([Devices("one", 16 * GIB)])
+    seats = {share: one.seat("nf4", int(share * GIB / (1 + MARGIN)) - 1) for share in STEPS}
+    assert [seats[8].suits(seats[share]) for share in STEPS] == [False, False, False, False, True, True, False, False]
+    assert ANYWHERE.suits(ANYWHERE)
+
+
+def test_predictions_are_corrected_by_the_median_of_what_was_measured() -> None:
+    """The spread of the errors widens the margin; what a process has beside its tensors is the most that was seen."""
+    correction = Correction()
+    for allocated in (10, 11, 12):
+        correction.measured(10 * GIB, allocated * GIB, (allocated + 1) * GIB)
+    assert correction.expected(20 * GIB) == 22 * GIB
+    assert correction.need(20 * GIB, SMALL) == pytest.approx(22 * GIB * 12 / 11 + GIB, rel=1e-6)
+    assert Correction().need(20 * GIB, SMALL) == pytest.approx(20 * GIB * (1 + MARGIN) + GIB, rel=1e-6)
+
+
+def test_running_out_of_memory_raises_the_margin_of_that_base_alone() -> None:
+    """To what it held and asked for where that is known; alone on a whole device it bounds what is proposed."""
+    placement = Placement([SMALL])
+    correction = placement.correction("bf16")
+    correction.ran_out(4 * GIB, 5 * GIB, whole=False)
+    assert correction.need(4 * GIB, SMALL) >= 6 * GIB
+    assert not placement.too_large("bf16", 4 * GIB)
+    correction.ran_out(4 * GIB, 0, whole=True)
+    assert "ran out of memory with a whole small" in placement.too_large("bf16", 4 * GIB)
+    assert not placement.too_large("bf16", 4 * GIB - 1)
+    assert not placement.too_large("nf4", 4 * GIB)
+    assert placement.correction("nf4").margin == MARGIN
