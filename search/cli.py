@@ -37,6 +37,7 @@ Root = Annotated[Path | None, typer.Option("--root", help="Folder of the searche
 Name = Annotated[str, typer.Argument(help="Name of a search.")]
 File = Annotated[Path, typer.Argument(help="Search file (YAML).")]
 Engine = Annotated[str, typer.Option(hidden=True, help="`toy` rehearses a search without training anything.")]
+Devices = Annotated[str, typer.Option(hidden=True, help="Place trials on GPUs that are not there, such as 2x24GB.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -92,8 +93,9 @@ def check(file: File, root: Root = None) -> None:
 
 
 @app.command()
-def run(file: File, root: Root = None, engine: Engine = "process") -> None:
+def run(file: File, root: Root = None, engine: Engine = "process", devices: Devices = "") -> None:
     """Run a search, from the first trial to the front."""
+    from lorafront.search.placement import rehearsed
     from lorafront.search.run import refuse_existing, run_search
     from lorafront.search.search_file import read_search_file
 
@@ -103,17 +105,23 @@ def run(file: File, root: Root = None, engine: Engine = "process") -> None:
     refuse_existing(paths.search(search.name))
     text = file.read_text(encoding="utf-8-sig")
     near = file.absolute().parent
-    table = _placed(file, lambda: run_search(search, paths, _observer(), text=text, near=near, engine=engine))
+    pretended = rehearsed(devices)
+
+    def work() -> StudyTable:
+        return run_search(search, paths, _observer(), text=text, near=near, engine=engine, devices=pretended)
+
+    table = _placed(file, work)
     _conclude(table, paths, time.monotonic() - start)
 
 
 @app.command()
-def resume(name: Name, root: Root = None, engine: Engine = "process") -> None:
+def resume(name: Name, root: Root = None, engine: Engine = "process", devices: Devices = "") -> None:
     """Go on with a search that was interrupted."""
+    from lorafront.search.placement import rehearsed
     from lorafront.search.run import resume_search
 
     start = time.monotonic()
-    table = resume_search(name, _root(root), _observer(), engine=engine)
+    table = resume_search(name, _root(root), _observer(), engine=engine, devices=rehearsed(devices))
     _conclude(table, _root(root), time.monotonic() - start)
 
 

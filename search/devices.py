@@ -10,8 +10,7 @@ import psutil
 import torch
 
 from lorafront.search.placement import WHOLE, Devices, Placement
-from lorafront.spaces.errors import InvalidInput
-from lorafront.spaces.sizes import GIB, MIB, parse_size, size_text
+from lorafront.spaces.sizes import GIB, MIB, parse_size
 
 if TYPE_CHECKING:
     from lorafront.search.search_file import SearchFile
@@ -21,23 +20,6 @@ CONTEXT = 768 * MIB  # CUDA's context, kernels and fragmentation, until a trial 
 LIBRARIES = GIB  # resident in a worker without a GPU beside its tensors; 0.7 to 0.8 GiB measured
 LARGE = 1 / 8  # of a machine's memory that weights in all workers may take before trials are placed by memory
 WORKER, MACHINE = "a worker", "this machine"
-
-
-def rehearsed(text: str) -> list[Devices]:
-    """Devices that are only pretended, of which nothing but tensors takes memory: `2x24GB,80GB`.
-
-    Raises:
-        InvalidInput: it cannot be read.
-    """
-    try:
-        sizes = [(int(count), parse_size(size)) for count, _, size in map(_times, text.split(","))]
-    except ValueError as error:
-        raise InvalidInput(f"--devices must be such as 2x24GB,80GB ({error})") from error
-    return [Devices(f"a rehearsed GPU of {size_text(size)}", size, count, gpus=True) for count, size in sizes]
-
-
-def _times(text: str) -> tuple[str, str, str]:
-    return text.partition("x") if "x" in text else ("1", "x", text)
 
 
 def placement(search: SearchFile, facts: ModelFacts, pretended: Sequence[Devices] = ()) -> Placement:

@@ -20,7 +20,6 @@ from lorafront.search.paths import SearchPaths
 from lorafront.search.study_table import StudyTable, TrialRecord, read_study
 from lorafront.search.tables import front_csv, number
 from lorafront.spaces.errors import InvalidInput, NoFront, StateUnreadable
-from lorafront.spaces.lora import LoraConfiguration
 from lorafront.trainables.checkpoint import ASIDE, read_manifest, write_json, write_text
 from lorafront.trainables.fault_points import reached
 
@@ -118,23 +117,22 @@ def _write_trial(table: StudyTable, trial: TrialRecord, paths: SearchPaths, out:
         if content:
             write_json(out / name, content)
     on_cpu = trial.measurements.get("peak_vram_source") == "cpu_live_storages"
-    write_json(
-        out / "training_arguments.json", training_arguments(table, trial.lora, trial.last.rows, dtype, on_cpu=on_cpu)
-    )
+    write_json(out / "training_arguments.json", training_arguments(table, trial, trial.last.rows, dtype, on_cpu=on_cpu))
     numbers = {
         "search": paths.name, "trial": trial.number, "model": model, "dtype": dtype,
         "configuration": trial.lora.model_dump(mode="json"), "measurements": trial.measurements,
         "train_rows": trial.last.rows, "seed": table.search.seed,
+        **({"execution": trial.execution.model_dump()} if trial.execution else {}),
     }  # fmt: skip
     write_json(out / "lorafront.json", numbers)
     write_text(out / "README.md", _readme(table, trial, model, base, Path(os.path.relpath(final))))
 
 
-def training_arguments(
-    table: StudyTable, lora: LoraConfiguration, rows: int, dtype: str, *, on_cpu: bool
-) -> dict[str, Any]:
+def training_arguments(table: StudyTable, trial: TrialRecord, rows: int, dtype: str, *, on_cpu: bool) -> dict[str, Any]:
     """The training in the names of `transformers.TrainingArguments`."""
-    training = table.search.training
+    lora, training = trial.lora, table.search.training
+    if trial.execution is not None:
+        lora, training = trial.execution.applied(lora, training)
     steps = -(-rows // (lora.batch_size * lora.gradient_accumulation))
     return {
         "learning_rate": lora.learning_rate,

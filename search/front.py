@@ -93,6 +93,7 @@ def as_json(members: Sequence[TrialRecord], objectives: Sequence[Objective]) -> 
         {
             "trial": trial.number,
             "params": trial.lora.model_dump(mode="json"),
+            **({"execution": trial.execution.model_dump()} if trial.execution else {}),
             "values": dict(zip((o.name for o in objectives), values(trial, objectives), strict=True)),
         }
         for trial in members

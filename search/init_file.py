@@ -62,7 +62,7 @@ early_stopping: model           # trials that are behind end at a rung; or rungs
 # warm_start: [an-earlier-search]       # its results teach the sampler; same model, data, length and objectives
 
 budget: {{trials: 32}}           # also hours: 8, gpu_hours: 20; whichever comes first
-resources: {{gpus_per_trial: 0.25, cpus_per_trial: 1}}   # sixteenths of a GPU; without a GPU trials run on CPU cores
+resources: {{gpus_per_trial: auto}}   # by predicted memory; or such as 0.25. Without a GPU also memory_per_worker: 4GB
 # tracking: {{uri: "http://127.0.0.1:5000", required: false}}   # default: SQLite beside the searches
 seed: 0
 """

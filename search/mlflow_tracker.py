@@ -43,7 +43,8 @@ GOODBYE_SECONDS = 60.0  # the last projection may take so long before the driver
 SEARCH_TAG, TRIAL_TAG, UID_TAG = "lorafront.search", "lorafront.trial", "lorafront.uid"
 # What a trial has one of; everything else that is a number is a curve over the rungs.
 ONCE = frozenset(
-    {"peak_vram_gb", "peak_reserved_gb", "process_memory_gb", "trainable_params", "trainable_percent", "adapter_mb",
+    {"peak_vram_gb", "peak_reserved_gb", "process_memory_gb", "predicted_peak_vram_gb", "vram_error_percent",
+     "trainable_params", "trainable_percent", "adapter_mb",
      "setup_seconds", "seconds_per_epoch"}
 )  # fmt: skip
 
@@ -275,6 +276,8 @@ class Projection:
             tags |= {"outcome": trial.outcome.value, "reason": trial.outcome.stored}
         if trial.result is not None and trial.result.error:
             tags["error"] = trial.result.error[-4000:]
+        if trial.execution is not None:
+            tags["execution"] = trial.execution.label
         if "peak_vram_source" in trial.measurements:
             tags["peak_vram_source"] = str(trial.measurements["peak_vram_source"])
         client.log_batch(

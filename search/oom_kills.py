@@ -10,18 +10,19 @@ COUNTERS = (Path("/sys/fs/cgroup/memory.events"), Path("/proc/vmstat"))  # of th
 class KernelKills:
     """Counts them since the last question."""
 
-    def __init__(self) -> None:
-        """Begin to count."""
-        self._before = count()
+    def __init__(self, counters: tuple[Path, ...] = COUNTERS) -> None:
+        """Args: counters: files of the kernel."""
+        self._counters = counters
+        self._before = count(counters)
 
     def more(self) -> bool:
         """Whether there was one since this was asked before."""
-        now = count()
+        now = count(self._counters)
         before, self._before = self._before, now
         return now > before
 
 
-def count(counters: tuple[Path, ...] = COUNTERS) -> int:
+def count(counters: tuple[Path, ...]) -> int:
     """Processes that were ended so far; 0 where the kernel does not say."""
     found = 0
     for counter in counters:

@@ -11,6 +11,7 @@ from lorafront.trainables.task import task_named
 if TYPE_CHECKING:
     from lorafront.search.search_file import SearchFile
     from lorafront.spaces.lora import LoraConfiguration
+    from lorafront.trainables.config import TrainingConfig
     from lorafront.trainables.memory_model import Breakdown, MemoryModel, Shapes
 
 
@@ -33,10 +34,10 @@ class PeakMemory:
         self._rows = rows
         self._largest: dict[tuple[int, int], Shapes] = {}
 
-    def breakdown(self, lora: LoraConfiguration) -> Breakdown | None:
+    def breakdown(self, lora: LoraConfiguration, training: TrainingConfig) -> Breakdown | None:
         """Predicted bytes; None where the model cannot be traced."""
         try:
-            return self._model.predict(lora, self._search.training, self.largest(lora))
+            return self._model.predict(lora, training, self.largest(lora))
         except NotTraced:
             return None
 

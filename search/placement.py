@@ -12,7 +12,8 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from lorafront.spaces.sizes import size_text
+from lorafront.spaces.errors import InvalidInput
+from lorafront.spaces.sizes import parse_size, size_text
 
 WHOLE = 16
 # Few sizes, so that one trial's worker can go on with the next; each as large as so many at once allow.
@@ -224,3 +225,20 @@ class Placement:
         each, count = min(seat.share, WHOLE), max(1, seat.share // WHOLE)
         fitting = sorted((room, index) for index, room in enumerate(self._free[seat.devices]) if room >= each)
         return [index for _, index in fitting[:count]] if len(fitting) >= count else None
+
+
+def rehearsed(text: str) -> list[Devices]:
+    """Devices that are only pretended, of which nothing but tensors takes memory: `2x24GB,80GB`; an empty text is none.
+
+    Raises:
+        InvalidInput: it cannot be read.
+    """
+    try:
+        sizes = [(int(count), parse_size(size)) for count, _, size in map(_times, filter(None, text.split(",")))]
+    except ValueError as error:
+        raise InvalidInput(f"--devices must be such as 2x24GB,80GB ({error})") from error
+    return [Devices(f"a rehearsed GPU of {size_text(size)}", size, count, gpus=True) for count, size in sizes]
+
+
+def _times(text: str) -> tuple[str, str, str]:
+    return text.partition("x") if "x" in text else ("1", "x", text)

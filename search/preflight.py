@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -33,6 +34,7 @@ from lorafront.spaces.start_points import StartPoint, overlap_on
 from lorafront.trainables import models
 from lorafront.trainables.config import ModelConfig, TrialConfig
 from lorafront.trainables.data import TokenData, prepare, store
+from lorafront.trainables.execution import Execution, executions
 from lorafront.trainables.hub import hub_answers, local_folder_or_file, weights_on_hub
 from lorafront.trainables.known_measurements import KNOWN, known_measurements
 from lorafront.trainables.model_facts import ModelFacts, model_facts
@@ -75,14 +77,16 @@ class Prepared:
     warm: WarmStart = field(default_factory=WarmStart)
     placement: Placement = field(default_factory=Placement)
     memory: PeakMemory | None = None
+    _executions: dict[str, Execution] = field(default_factory=dict)  # by fingerprint: a trial keeps its own
 
     def trial(self, lora: LoraConfiguration, memory_cap: int | None = None) -> TrialConfig:
         """What a worker needs to train one configuration, in so many bytes of tensors at most."""
+        executed, training = self.execution(lora).applied(lora, self.search.training)
         return TrialConfig(
             task=self.search.task,
             model=self.search.model,
-            training=self.search.training,
-            lora=lora,
+            training=training,
+            lora=executed,
             targets=self.resolved[lora.modules].targets,
             rungs=self.rungs,
             seed=self.search.seed,
@@ -116,8 +120,48 @@ class Prepared:
 
     def predicted_bytes(self, lora: LoraConfiguration) -> int | None:
         """Bytes of tensors at the peak; None where that is not predicted."""
-        found = self.memory.breakdown(lora) if self.memory is not None else None
+        return self._predicted(lora, self.execution(lora))
+
+    def _predicted(self, lora: LoraConfiguration, execution: Execution) -> int | None:
+        if self.memory is None:
+            return None
+        found = self.memory.breakdown(*execution.applied(lora, self.search.training))
         return found.total if found is not None else None
+
+    def execution(self, lora: LoraConfiguration) -> Execution:
+        """How a configuration is executed: as the file says, or the quickest way that is expected to fit.
+
+        Where none fits it is the one that takes the least memory, and that is refused.
+        """
+        if lora.fingerprint not in self._executions:
+            self._executions[lora.fingerprint] = self._solved(lora)
+        return self._executions[lora.fingerprint]
+
+    def keep_execution(self, lora: LoraConfiguration, execution: Execution) -> None:
+        """That of a trial that an earlier driver began."""
+        self._executions[lora.fingerprint] = execution
+
+    def _solved(self, lora: LoraConfiguration) -> Execution:
+        training, least = self.search.training, Execution.given(lora, self.search.training)
+        if training.execution == "given" or self.memory is None:
+            return least
+        fewest: float = math.inf
+        for way in executions(lora, training, self.memory.largest(lora).tokens):
+            predicted = self._predicted(lora, way)
+            if predicted is None:
+                return Execution.given(lora, training)
+            expected = self.placement.correction(lora.quantization).expected(predicted)
+            if not self._too_much(lora, predicted, expected):
+                return way
+            if predicted < fewest:
+                least, fewest = way, predicted
+        return least
+
+    def _too_much(self, lora: LoraConfiguration, predicted: int, expected: int) -> str:
+        """Why bytes of tensors, as predicted and as corrected, are too many; empty where they are not."""
+        return broken_limit(self.search.limits, {VRAM: expected / GIB}) or self.placement.too_large(
+            lora.quantization, predicted
+        )
 
     def expected_bytes(self, lora: LoraConfiguration) -> int | None:
         """The same, corrected by what trials on this base measured."""

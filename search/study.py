@@ -33,6 +33,7 @@ from lorafront.spaces.errors import StateUnreadable
 from lorafront.spaces.lora import LoraConfiguration
 from lorafront.spaces.objectives import minimized
 from lorafront.spaces.uniform_draw import UniformDraw
+from lorafront.trainables.execution import Execution
 from lorafront.trainables.fault_points import reached
 from lorafront.trainables.outcome import Outcome
 from lorafront.trainables.trial import Report
@@ -343,6 +344,10 @@ class StudyLedger:
     def started(self, number: int) -> None:
         """Note which epoch a trial belongs to."""
         self._set(number, study_table.EPOCH, self.epoch)
+
+    def keep_execution(self, number: int, execution: Execution) -> None:
+        """Keep how a trial is executed: whoever goes on with it does the same."""
+        self._set(number, study_table.EXECUTION, execution.model_dump())
 
     def newest_rung(self, number: int) -> int:
         """Training rows of the newest rung that is stored; 0 where there is none."""

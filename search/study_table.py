@@ -22,6 +22,7 @@ from lorafront.search.search_end import SearchEnd
 from lorafront.search.search_file import SearchFile
 from lorafront.spaces.errors import StateUnreadable
 from lorafront.spaces.lora import LoraConfiguration
+from lorafront.trainables.execution import Execution
 from lorafront.trainables.outcome import Outcome
 from lorafront.trainables.trial import Report
 
@@ -31,6 +32,7 @@ SEARCH, NOTES, REFERENCE, UID, DATA = "search", "notes", "reference:", "uid", "d
 LIVED, GPU = "lived_seconds", "gpu_seconds"
 STARTS, WARMED, IMPORTED_FROM, ENDED = "start_points", "warm_started", "imported_from", "ended"
 REPEATABLE = "repeatable"
+EXECUTION = "execution"
 ENDS = "ends"  # how often a trial was lost, by kind, before it was told (search/retries.py)
 
 
@@ -53,6 +55,7 @@ class TrialRecord:
         started: when it was asked for.
         ended: when it was told; None while it runs.
         imported_from: the search and the number whose result this is; empty for a trial of this search.
+        execution: how it was executed, where that was solved (`training.execution: auto`).
     """
 
     number: int
@@ -64,6 +67,7 @@ class TrialRecord:
     started: datetime
     ended: datetime | None
     imported_from: str = ""
+    execution: Execution | None = None
 
     @property
     def outcome(self) -> Outcome | None:
@@ -199,4 +203,5 @@ def _trials(database: sqlite3.Connection) -> Iterator[TrialRecord]:
             started=datetime.fromisoformat(started),
             ended=datetime.fromisoformat(ended) if ended else None,
             imported_from=own.get(IMPORTED_FROM, ""),
+            execution=Execution(**own[EXECUTION]) if EXECUTION in own else None,
         )

@@ -54,7 +54,8 @@ def front_table(table: StudyTable, members: Sequence[TrialRecord]) -> Table:
     for objective in objectives:
         shown.add_column(heading(objective, len(objectives)), justify="right", style="bold", no_wrap=True)
     for trial in members:
-        label = " ".join([trial.lora.label, *(f"{SHORT.get(n, n)} {_cell(trial.lora, n)}" for n in beside)])
+        run_as = [f"as {trial.execution.label}"] if trial.execution else []
+        label = " ".join([trial.lora.label, *(f"{SHORT.get(n, n)} {_cell(trial.lora, n)}" for n in beside), *run_as])
         numbers = [
             number(value, objective) for value, objective in zip(values(trial, objectives), objectives, strict=True)
         ]

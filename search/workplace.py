@@ -33,6 +33,8 @@ class Places:
         self._ledger = ledger
         self._taught: set[int] = set()
         for trial in table.trials:
+            if trial.execution is not None:
+                prepared.keep_execution(trial.lora, trial.execution)
             if trial.last is not None:
                 self.learn(trial.number, trial.lora, trial.last, WHOLE)  # what ran out did so at its last attempt
 
@@ -78,6 +80,8 @@ def workplace(
         if number in begun and begun[number] != epoch:
             adopt(paths.trial(number, begun[number]).path, folder)
         watchdog.watch(number, folder)
+        if prepared.search.training.execution == "auto":
+            ledger.keep_execution(number, prepared.execution(lora))
         resources: dict[str, float] = {"cpu": prepared.search.resources.cpus_per_trial}
         if seat.devices.gpus:
             resources["gpu"] = seat.gpus

@@ -118,6 +118,10 @@ class TrainingConfig(Section):
     gradient_checkpointing: Annotated[bool, Field(strict=True)] = Field(
         default=False, description="recompute activations in the backward pass: less memory, more time"
     )
+    execution: Literal["given", "auto"] = Field(
+        default="given",
+        description="auto: checkpointing, passes per step and paging are the quickest that fit; the step's rows stay",
+    )
     checkpoint_minutes: Annotated[Real, Gt(0)] = Field(
         default=5.0,
         description="minutes after which a checkpoint is written between rungs; a crash costs no more",

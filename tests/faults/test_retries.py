@@ -82,6 +82,21 @@ def test_a_lost_worker_is_replaced_twice_by_whatever_driver(tmp_path: Path, hung
     assert second.ledger.recorded == 1
 
 
+def test_a_worker_that_the_kernel_ended_for_memory_ran_out_of_memory(tmp_path: Path) -> None:
+    """F27: its trial is run once more, alone, and then told so; one that died otherwise meanwhile was only lost."""
+    path = tmp_path / "study.db"
+    ledger = StudyLedger(path, search_file(budget={"trials": 1}), create=True)
+    kills = iter([True, False, True])
+    workplace = Workplace(lambda number, *_: {"number": number}, killed=lambda: next(kills))
+    searcher = OptunaSearcher(ledger, workplace, Silent(), unfinished=[])
+    for attempt in ("a", "b", "c"):
+        assert searcher.suggest(attempt) == {"number": 0}
+        searcher.on_trial_complete(attempt, error=True)
+    told = read_study(path).trials[0]
+    assert told.outcome is Outcome.HOST_OOM
+    assert ledger.ends(0) == {"host_oom": 1, "infra_lost@0": 1}
+
+
 def test_a_trial_that_comes_forward_between_losses_is_not_given_up(tmp_path: Path) -> None:
     """F7: losses are counted from rung to rung, so a long trial outlives any number of lost workers."""
     path = tmp_path / "study.db"

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 from support import TINY_LLAMA
 
-from lorafront.search.devices import rehearsed
+from lorafront.search.export import export_front
 from lorafront.search.paths import RootPaths
+from lorafront.search.placement import rehearsed
 from lorafront.search.preflight import check
 from lorafront.search.run import run_search
 from lorafront.search.search_end import SearchEnd
@@ -165,3 +166,23 @@ def test_rehearsed_devices_are_read() -> None:
     assert [(one.count, one.bytes) for one in rehearsed("2x24GB,80GB")] == [(2, 24 * 2**30), (1, 80 * 2**30)]
     with pytest.raises(InvalidInput, match="2x24GB"):
         rehearsed("twox24GB")
+
+
+def test_execution_is_solved_where_that_is_asked_for(search, tmp_path: Path) -> None:
+    """What would not fit as it is given is cut into passes, learns the same, and is exported as it was executed."""
+    given = {"rows": 16, "batch_size": 4, "rungs": 2}
+    space = {"rank": [4, 64], "modules": "attention", "quantization": "bf16", "dropout": 0.0, "bias": "none"}
+    table, _ = search("9MB", training={**given, "execution": "auto"}, space=space)
+    ways = {trial.lora.rank: trial.execution for trial in table.trials}
+    assert {trial.outcome for trial in table.trials} == {Outcome.COMPLETE}
+    assert ways[64] is not None
+    assert ways[64].batch_size * ways[64].gradient_accumulation == 4
+    assert ways[64].batch_size < 4 or ways[64].gradient_checkpointing
+    assert all(trial.measurements["peak_vram_gb"] * 1024 <= 9 for trial in table.trials)
+    assert all(abs(trial.measurements["vram_error_percent"]) < 0.01 for trial in table.trials)
+    number = next(trial.number for trial in table.trials if trial.lora.rank == 64)
+    (folder,) = export_front(RootPaths(tmp_path / "runs").search("placed"), tmp_path / "out", [number])
+    arguments = json.loads((folder / "training_arguments.json").read_text())
+    assert arguments["per_device_train_batch_size"] == ways[64].batch_size
+    assert arguments["gradient_accumulation_steps"] == ways[64].gradient_accumulation
+    assert arguments["gradient_checkpointing"] == ways[64].gradient_checkpointing
