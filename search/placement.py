@@ -79,7 +79,7 @@ ANYWHERE = Seat(0, Devices("none", 0, 0), 0)  # trials need no device
 
 @dataclass
 class Correction:
-    """What trials of one base key taught about predictions.
+    """What trials of one base key on one type of device taught about predictions.
 
     Attributes:
         ratios: measured over predicted bytes of tensors, the newest last.
@@ -143,13 +143,14 @@ class Placement:
         """
         self.types = tuple(sorted(types, key=lambda devices: devices.bytes))
         self._fixed = fixed
-        self._corrections: dict[str, Correction] = {}
+        self._corrections: dict[tuple[str, str], Correction] = {}
         self._free = {devices: [WHOLE] * devices.count for devices in self.types}
         self._taken: dict[str, tuple[Seat, list[int]]] = {}
 
-    def correction(self, key: str) -> Correction:
-        """That of a base key."""
-        return self._corrections.setdefault(key, Correction())
+    def correction(self, key: str, devices: Devices | None = None) -> Correction:
+        """That of a base key on a type of device; none is the largest."""
+        name = (devices or self.types[-1]).name if self.types else ""
+        return self._corrections.setdefault((key, name), Correction())
 
     def too_large(self, key: str, predicted: int) -> str:
         """Why no device is large enough for a trial, in words; empty where one is.
@@ -180,14 +181,13 @@ class Placement:
         """
         if not self.types:
             return ANYWHERE
-        correction, largest = self.correction(key), self.types[-1]
-        share, devices = WHOLE, largest
+        share, devices = WHOLE, self.types[-1]
         if self._fixed is not None:
             share = max(WHOLE, self._fixed) if alone else self._fixed
         elif predicted is not None and not alone:
-            held = ((one.share(correction.need(predicted, one)), one) for one in self.types)
-            share, devices = next(((step, one) for step, one in held if step is not None), (WHOLE, largest))
-        cap = min(share, WHOLE) * devices.bytes // WHOLE - correction.beside_on(devices)
+            held = ((one.share(self.correction(key, one).need(predicted, one)), one) for one in self.types)
+            share, devices = next(((step, one) for step, one in held if step is not None), (share, devices))
+        cap = min(share, WHOLE) * devices.bytes // WHOLE - self.correction(key, devices).beside_on(devices)
         return Seat(share, devices, max(1, cap))
 
     def has_room(self, seat: Seat) -> bool:

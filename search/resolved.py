@@ -10,6 +10,7 @@ from ruamel.yaml import YAML
 from lorafront.search.mlflow_tracker import open_tracking, shown
 from lorafront.search.paths import RootPaths
 from lorafront.search.preflight import Prepared
+from lorafront.spaces.sizes import size_text
 from lorafront.trainables.data import few
 
 
@@ -42,6 +43,11 @@ def resolved_text(prepared: Prepared, root: RootPaths) -> str:
         lines.append(f"labels: {few(tokens.labels)}")
     for name, measured in prepared.references().items():
         lines.append(f"{name}: " + ", ".join(f"{metric} {value:.4f}" for metric, value in measured.items()))
+    lines += [
+        f"device: {one.count} x {one.name}, {size_text(one.bytes)} free"
+        + ("" if prepared.memory else "; memory is not predicted for this task and model: a whole one for each trial")
+        for one in prepared.placement.types
+    ]
     lines.append("objectives: " + ", ".join(f"{o.name} ({o.direction})" for o in search.objective_list))
     lines.append(f"rungs: {', '.join(map(str, prepared.rungs))} training rows")
     for start in prepared.starts.points:

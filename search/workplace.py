@@ -43,18 +43,20 @@ class Places:
         placement, alone = self._prepared.placement, ran_out(self._ledger, number)
         return placement.seat(lora.quantization, self._prepared.predicted_bytes(lora), alone=alone)
 
-    def known(self, lora: LoraConfiguration) -> dict[str, float]:
+    def known(self, lora: LoraConfiguration, seat: Seat) -> dict[str, float | str]:
         """What its reports say beside what it measures."""
         predicted = self._prepared.expected_bytes(lora)
-        return {} if predicted is None else {"predicted_peak_vram_gb": predicted / GIB}
+        known: dict[str, float | str] = {"device_type": seat.devices.name} if seat.share else {}
+        return known if predicted is None else {**known, "predicted_peak_vram_gb": predicted / GIB}
 
     def learn(self, number: int, lora: LoraConfiguration, report: Report, share: int) -> None:
         """From a trial's first report, and from each time that it ran out of memory."""
-        predicted = self._prepared.predicted_bytes(lora)
+        placement, measured = self._prepared.placement, report.measurements
+        devices = next((one for one in placement.types if one.name == measured.get("device_type")), None)
+        predicted = self._prepared.predicted_bytes(lora) if devices is not None else None
         if predicted is None:
             return
-        correction = self._prepared.placement.correction(lora.quantization)
-        measured = report.measurements
+        correction = placement.correction(lora.quantization, devices)
         if report.outcome in OUT_OF_MEMORY:
             names = ("memory_at_failure_gb", "memory_requested_gb")  # on a CPU they are not of tensors alone
             wanted = sum(measured.get(name) or 0 for name in names) if report.outcome is Outcome.CUDA_OOM else 0
@@ -91,7 +93,7 @@ def workplace(
             ORDERS: str(paths.orders(epoch).path.absolute()),
             CONFIG: prepared.trial(lora, seat.cap or None).model_dump(mode="json"),
             ENGINE: engine,
-            KNOWN: places.known(lora),
+            KNOWN: places.known(lora, seat),
             RESOURCES: resources,
         }
 

@@ -154,7 +154,7 @@ class Trial:
     orders: Orders = field(default_factory=NoOrders)
     checkpoint_seconds: float = math.inf
     clock: Callable[[], float] = time.monotonic
-    known: Mapping[str, float] = field(default_factory=dict)
+    known: Mapping[str, float | str] = field(default_factory=dict)
     history: list[dict[str, Any]] = field(default_factory=list)
     _session: Session | None = None
     _reached: int = 0  # rows of the newest checkpoint

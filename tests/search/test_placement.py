@@ -62,6 +62,10 @@ def test_a_trial_that_fits_only_the_larger_type_goes_there() -> None:
     assert placement.seat("nf4", 2 * GIB).devices == SMALL
     assert placement.seat("nf4", 20 * GIB).devices == LARGE
     assert "60.00 GiB, and large has 48.00 GiB" in placement.too_large("nf4", 59 * GIB)
+    # What was learnt of one type is not believed of the other.
+    placement.correction("nf4", SMALL).measured(GIB, 7 * GIB, None)
+    assert placement.seat("nf4", 2 * GIB).devices == LARGE
+    assert placement.correction("nf4", LARGE).expected(2 * GIB) == 2 * GIB
 
 
 def test_what_cannot_be_predicted_gets_a_whole_device() -> None:
