@@ -47,11 +47,23 @@ def placement(search: SearchFile, facts: ModelFacts, pretended: Sequence[Devices
     return Placement()  # all that fits at once is far less than there is
 
 
+def _free(index: int) -> int:
+    """Bytes of a GPU that nobody uses: by NVML, because torch would take some for a context of this process."""
+    import pynvml
+
+    found = torch.cuda.get_device_properties(index)
+    try:
+        pynvml.nvmlInit()
+        return int(pynvml.nvmlDeviceGetMemoryInfo(pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{found.uuid}")).free)
+    except pynvml.NVMLError:
+        return int(found.total_memory)
+
+
 def _gpus() -> Devices:
     """All GPUs that this process sees, each as large as the one with the least free memory.
 
     Ray hands out GPUs of one machine without looking at their size.
     """
-    free = [torch.cuda.mem_get_info(index)[0] for index in range(torch.cuda.device_count())]
+    free = [_free(index) for index in range(torch.cuda.device_count())]
     names = Counter(torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count()))
     return Devices(", ".join(names), min(free), len(free), CONTEXT, gpus=True)
