@@ -33,17 +33,18 @@ def placement(search: SearchFile, facts: ModelFacts, pretended: Sequence[Devices
     resources = search.resources
     alone = WHOLE if any(objective.alone for objective in search.objective_list) else None
     fixed = alone if resources.gpus_per_trial == "auto" else int(resources.gpus_per_trial * WHOLE)
-    if pretended:
-        return Placement(pretended, fixed)
-    if torch.cuda.is_available():
-        return Placement([_gpus()], fixed)
     workers = max(1, (psutil.cpu_count() or 1) // resources.cpus_per_trial)
+    workers = min(workers, resources.max_concurrent or workers)
+    if pretended:
+        return Placement(pretended, fixed, workers)
+    if torch.cuda.is_available():
+        return Placement([_gpus()], fixed, workers)
     memory = psutil.virtual_memory().available
     if resources.memory_per_worker is not None:
         size = parse_size(resources.memory_per_worker)
         return Placement([Devices(WORKER, size, max(1, min(workers, memory // size)), LIBRARIES)], WHOLE)
     if facts.parameters * torch.float32.itemsize * workers > memory * LARGE:
-        return Placement([Devices(MACHINE, memory, 1, LIBRARIES)], alone)
+        return Placement([Devices(MACHINE, memory, 1, LIBRARIES)], alone, workers)
     return Placement()  # all that fits at once is far less than there is
 
 

@@ -115,7 +115,7 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]  # Ray is untyped
 
         Args:
             trial_id: Ray Tune's, of the worker.
-            here: the worker is there and keeps its seat, so it gets only a trial whom that suits.
+            here: the worker is there and keeps its seat, so it gets only a trial for that.
         """
         config = None
         if not self._steering.stopping and not self.halted:
@@ -130,12 +130,12 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]  # Ray is untyped
 
     def _start(self, trial_id: str, *, here: bool) -> dict[str, Any] | None:
         placement = self._workplace.placement
-        following = self._following(placement.seat_of(trial_id) if here else None)
+        following = self._following(trial_id if here else None)
         if following is None:
             return None
         number, lora = following
         reached("after_ask_before_start")
-        seat = placement.seat_of(trial_id) if here else self._workplace.seat(number, lora)
+        seat = placement.seat_of(trial_id) if here else placement.widened(self._workplace.seat(number, lora))
         # Adopts checkpoints of an older epoch, so before the epoch moves on.
         config = self._workplace.dispatch(number, lora, seat)
         self.ledger.started(number)
@@ -146,15 +146,18 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]  # Ray is untyped
         self.observer.started(number, lora)
         return config
 
-    def _following(self, seat: Seat | None) -> tuple[int, LoraConfiguration] | None:
-        """The next trial that the seat suits; without one, that there is room for.
+    def _following(self, worker: str | None) -> tuple[int, LoraConfiguration] | None:
+        """The next trial that a worker goes on with; of a new worker, that there is room for.
 
         A new one that has no room waits for it, and no other is asked for meanwhile: it would never get any.
         """
+        placement = self._workplace.placement
 
         def unfit(number: int) -> bool:
-            wanted = self._workplace.seat(number, self.ledger.configurations[number])
-            return not (self._workplace.placement.has_room(wanted) if seat is None else seat.suits(wanted))
+            seat = self._workplace.seat(number, self.ledger.configurations[number])
+            if worker is None:
+                return not placement.has_room(seat)
+            return not placement.goes_on(worker, seat, len(self._running))
 
         following = self._waiting.pop(frozenset(self._running.values()), unfit)
         if following is None and self._held is None and not self.exhausted and not self._is_spent():

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from lorafront.spaces.errors import InvalidInput
 from lorafront.spaces.sizes import parse_size, size_text
@@ -56,22 +56,22 @@ class Seat:
     Attributes:
         share: in sixteenths of a device; a multiple of 16 is so many devices.
         devices: of which type.
-        cap: bytes of tensors that a process may hold there.
+        beside: bytes that a process takes there beside its tensors.
     """
 
     share: int
     devices: Devices
-    cap: int
+    beside: int
+
+    @property
+    def cap(self) -> int | None:
+        """Bytes of tensors that a process may hold there; None where it sits on no device."""
+        return max(1, min(self.share, WHOLE) * self.devices.bytes // WHOLE - self.beside) if self.share else None
 
     @property
     def gpus(self) -> float:
         """The share in devices."""
         return self.share / WHOLE
-
-    def suits(self, other: Seat) -> bool:
-        """True where a trial that needs the other seat may have this one, without wasting half of it."""
-        same = self.devices == other.devices
-        return same and (self.share == other.share or other.share <= self.share < 2 * other.share)
 
 
 ANYWHERE = Seat(0, Devices("none", 0, 0), 0)  # trials need no device
@@ -134,13 +134,15 @@ class Correction:
 class Placement:
     """Seats of trials on the devices of one search, and who sits where."""
 
-    def __init__(self, types: Sequence[Devices] = (), fixed: int | None = None) -> None:
+    def __init__(self, types: Sequence[Devices] = (), fixed: int | None = None, most: int | None = None) -> None:
         """Nobody sits anywhere.
 
         Args:
             types: of devices; without any, a trial needs none.
             fixed: the share that every trial gets whatever it needs; none is by prediction.
+            most: trials at once that there are cores for; none is any number.
         """
+        self._most = most or sum(devices.count for devices in types) * WHOLE
         self.types = tuple(sorted(types, key=lambda devices: devices.bytes))
         self._fixed = fixed
         self._corrections: dict[tuple[str, str], Correction] = {}
@@ -172,7 +174,7 @@ class Placement:
         return ""
 
     def seat(self, key: str, predicted: int | None, *, alone: bool = False) -> Seat:
-        """What a trial gets: on the smallest type of device that it fits, else the whole of the largest.
+        """The least that a trial needs: on the smallest type of device that it fits, else the whole of the largest.
 
         Args:
             key: of its base.
@@ -187,8 +189,33 @@ class Placement:
         elif predicted is not None and not alone:
             held = ((one.share(self.correction(key, one).need(predicted, one)), one) for one in self.types)
             share, devices = next(((step, one) for step, one in held if step is not None), (share, devices))
-        cap = min(share, WHOLE) * devices.bytes // WHOLE - self.correction(key, devices).beside_on(devices)
-        return Seat(share, devices, max(1, cap))
+        return Seat(share, devices, self.correction(key, devices).beside_on(devices))
+
+    def widened(self, seat: Seat) -> Seat:
+        """As large as the cores allow, where there is room: its worker can go on with more trials then."""
+        if self._fixed is not None or not seat.share:
+            return seat
+        each = sum(devices.count for devices in self.types) * WHOLE // self._most
+        steps = [step for step in STEPS if seat.share <= step <= each]
+        return next((wide for step in reversed(steps) if self.has_room(wide := replace(seat, share=step))), seat)
+
+    def goes_on(self, who: str, seat: Seat, running: int) -> bool:
+        """Whether a worker goes on with a trial where it sits, or ends so that another one can sit better.
+
+        It ends where the trial does not fit, and where what it would leave is a seat for one more trial of the kind.
+
+        Args:
+            who: the worker, which is free.
+            seat: the least that the trial needs.
+            running: other workers.
+        """
+        here, place = self._taken[who]
+        if here.devices != seat.devices or here.share < seat.share:
+            return False
+        if not place or running + 1 >= self._most:
+            return True
+        free = min(self._free[here.devices][index] for index in place)
+        return (free + here.share - seat.share) // seat.share == free // seat.share
 
     def has_room(self, seat: Seat) -> bool:
         """Whether it is free now."""

@@ -91,7 +91,7 @@ def workplace(
             NUMBER: number,
             FOLDER: str(folder.absolute()),
             ORDERS: str(paths.orders(epoch).path.absolute()),
-            CONFIG: prepared.trial(lora, seat.cap or None).model_dump(mode="json"),
+            CONFIG: prepared.trial(lora, seat.cap).model_dump(mode="json"),
             ENGINE: engine,
             KNOWN: places.known(lora, seat),
             RESOURCES: resources,

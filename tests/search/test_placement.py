@@ -6,10 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lorafront.search.placement import ANYWHERE, MARGIN, STEPS, WHOLE, Correction, Devices, Placement
+from lorafront.search.placement import ANYWHERE, MARGIN, STEPS, WHOLE, Correction, Devices, Placement, Seat
 from lorafront.spaces.sizes import GIB
 
 SMALL, LARGE = Devices("small", 12 * GIB, 2, GIB), Devices("large", 48 * GIB, 1, GIB)
+ONE = Devices("one", 16 * GIB)
 SIZES = st.integers(1, 60 * GIB)
 
 
@@ -33,6 +34,7 @@ def test_a_seat_holds_what_is_expected_of_its_trial(predicted: int, ratios: list
     expected = placement.correction("nf4").expected(predicted)
     if not placement.too_large("nf4", predicted):
         seat = placement.seat("nf4", predicted)
+        assert seat.cap is not None
         assert seat.cap >= expected
         if seat.devices == LARGE:
             assert placement.correction("nf4").need(predicted, SMALL) > SMALL.bytes
@@ -91,12 +93,35 @@ def test_a_number_overrides_the_prediction(fixed: int, share: int, most: int) ->
     assert placement.seat("nf4", GIB, alone=True).share == max(WHOLE, fixed)
 
 
-def test_a_worker_goes_on_with_what_fits_its_seat_well() -> None:
-    """With less than it has, but not with half of it or less: others could have the rest."""
-    one = Placement([Devices("one", 16 * GIB)])
-    seats = {share: one.seat("nf4", int(share * GIB / (1 + MARGIN)) - 1) for share in STEPS}
-    assert [seats[8].suits(seats[share]) for share in STEPS] == [False, False, False, False, True, True, False, False]
-    assert ANYWHERE.suits(ANYWHERE)
+def least(share: int) -> Seat:
+    return Seat(share, ONE, 0)
+
+
+def test_a_worker_goes_on_unless_its_end_makes_room_for_one_more() -> None:
+    """With less than it has where nobody else could use the rest: for want of room, or of cores."""
+    placement = Placement([ONE], most=4)
+    placement.take("a", least(8))
+    placement.take("b", least(5))
+    assert not placement.goes_on("a", least(11), 1)  # it does not fit
+    assert placement.goes_on("a", least(8), 1)
+    assert not placement.goes_on("a", least(5), 1)  # 3 are free, 3 more would be another 5
+    assert not placement.goes_on("a", least(1), 1)
+    assert placement.goes_on("a", least(1), 3)  # there is no core for another one
+    placement.leave("b")
+    placement.take("b", least(8))
+    assert placement.goes_on("a", least(5), 1)  # 3 would be left
+    assert Placement().seat("nf4", 1) == ANYWHERE
+
+
+def test_a_seat_is_as_wide_as_the_cores_allow() -> None:
+    """Where few trials run at once each has more than it needs, unless another one is in the way."""
+    placement = Placement([ONE], most=2)
+    assert placement.widened(least(3)).share == 8
+    assert placement.widened(least(11)).share == 11
+    placement.take("a", least(11))
+    assert placement.widened(least(3)).share == 5
+    assert Placement([ONE], fixed=4, most=2).widened(least(4)).share == 4
+    assert Placement().widened(ANYWHERE) == ANYWHERE
 
 
 def test_predictions_are_corrected_by_the_median_of_what_was_measured() -> None:
