@@ -1,0 +1,211 @@
+"""What needs how much memory, what fits on which GPU, and how far batch and length can grow there.
+
+A plan is arithmetic on predictions; it prints nothing. Of configurations that differ in neither rank, modules nor
+quantization the one that needs the most stands for all.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from lorafront.search.placement import MARGIN, WHOLE, Correction, Devices
+from lorafront.search.plan_subject import Subject
+from lorafront.spaces.errors import InvalidInput, NotTraced, Problem
+from lorafront.spaces.lora import LoraConfiguration
+from lorafront.spaces.presets import PRESETS
+from lorafront.spaces.sizes import GIB, MIB, parse_size
+from lorafront.trainables.memory_model import Breakdown, Shapes
+
+GPUS = "8GB,12GB,16GB,24GB,48GB,80GB"
+CONTEXT = 600 * MIB  # of CUDA and its libraries in a process; an estimate, not measured here
+LARGEST_BATCH = 4096  # nobody asks for more rows
+# The sizes of GPU memory by which guides and the presets group configurations; what needs more is over the last.
+TIERS = {"6-8 GB": 8 * GIB, "8-12 GB": 12 * GIB, "12-16 GB": 16 * GIB}
+OVER = "over 16 GB"
+
+
+@dataclass(frozen=True)
+class Fit:
+    """One configuration on one GPU.
+
+    Attributes:
+        at_once: trials that it carries side by side; 0 where not even one fits.
+        batch: the most rows that fit at the length that is planned, up to `LARGEST_BATCH`; 0 where none does.
+        length: the most tokens that fit in each row of the batch that is planned, up to what the model takes.
+    """
+
+    at_once: int
+    batch: int
+    length: int
+
+
+@dataclass(frozen=True)
+class Row:
+    """Configurations of one rank, module set and quantization.
+
+    Attributes:
+        lora: the one that needs the most.
+        shapes: of its largest batch.
+        configurations: how many there are.
+        peak: predicted bytes of tensors, by what they are for.
+        need: bytes of its process on a GPU.
+        fits: by name of the GPU.
+    """
+
+    lora: LoraConfiguration
+    shapes: Shapes
+    configurations: int
+    peak: Breakdown
+    need: int
+    fits: Mapping[str, Fit]
+
+    @property
+    def label(self) -> str:
+        """Such as `r16 attention nf4`."""
+        return f"r{self.lora.rank} {self.lora.modules} {self.lora.quantization}"
+
+    @property
+    def tier(self) -> str:
+        """The tier that it belongs to by what it needs."""
+        return next((name for name, size in TIERS.items() if self.need <= size), OVER)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Rows of a subject on GPUs.
+
+    Attributes:
+        subject: what was planned.
+        gpus: from small to large.
+        rows: in the order of the space.
+        fitting: by name of the GPU, how many of the subject's configurations fit.
+    """
+
+    subject: Subject
+    gpus: tuple[Devices, ...]
+    rows: tuple[Row, ...]
+    fitting: Mapping[str, int]
+
+    @property
+    def anchor(self) -> Row:
+        """The row of the recommended default, or what is nearest to it."""
+        point = PRESETS[0].point
+
+        def distance(row: Row) -> tuple[bool, bool, float]:
+            lora = row.lora
+            rank = abs(math.log2(lora.rank / point["rank"]))
+            return lora.modules != point["modules"], lora.quantization != point["quantization"], rank
+
+        return min(self.rows, key=distance)
+
+    def largest(self, rows: Sequence[Row]) -> Row | None:
+        """The one that stores its base in the most bytes, and of those with the largest adapter."""
+        return max(rows, key=lambda row: (row.peak.parts["base"], row.peak.parts["adapters"]), default=None)
+
+    def fitting_rows(self, gpu: Devices) -> list[Row]:
+        """Those that fit."""
+        return [row for row in self.rows if row.fits[gpu.name].at_once]
+
+
+def parse_gpus(text: str) -> tuple[Devices, ...]:
+    """`8GB,24GB` as devices, each size once, from small to large.
+
+    Raises:
+        InvalidInput: a part is no size.
+    """
+    try:
+        sizes = {parse_size(part) for part in text.split(",")}
+    except ValueError as error:
+        raise InvalidInput([Problem(("--gpu",), str(error))]) from error
+    return tuple(Devices(f"{size / GIB:g}GB", size, beside=CONTEXT) for size in sorted(sizes))
+
+
+def room(gpu: Devices) -> int:
+    """Predicted bytes of tensors that a GPU takes at most."""
+    return int((gpu.bytes - gpu.beside) / (1 + MARGIN))
+
+
+def plan(subject: Subject, gpus: tuple[Devices, ...]) -> Plan:
+    """Predict every configuration.
+
+    Raises:
+        NotTraced: the memory of this model cannot be predicted.
+    """
+    worst: dict[tuple[int, str, str], tuple[Breakdown, LoraConfiguration]] = {}
+    counts: Counter[tuple[int, str, str]] = Counter()
+    fitting = dict.fromkeys((gpu.name for gpu in gpus), 0)
+    for lora in subject.configurations:
+        peak = _predict(subject, lora, subject.largest(lora))
+        key = (lora.rank, lora.modules, lora.quantization)
+        counts[key] += 1
+        if key not in worst or peak.total > worst[key][0].total:
+            worst[key] = peak, lora
+        for gpu in gpus:
+            fitting[gpu.name] += _share(peak, gpu) is not None
+    rows = [_row(subject, gpus, lora, peak, counts[key]) for key, (peak, lora) in worst.items()]
+    return Plan(subject, gpus, tuple(rows), fitting)
+
+
+def _predict(subject: Subject, lora: LoraConfiguration, shapes: Shapes) -> Breakdown:
+    try:
+        return subject.model.predict(lora, subject.training, shapes)
+    except NotTraced as error:
+        raise NotTraced(f"the peak memory of {subject.name} cannot be told before it trains ({error})") from error
+
+
+def _share(peak: Breakdown, gpu: Devices) -> int | None:
+    return gpu.share(Correction().need(peak.total, gpu))
+
+
+def _row(
+    subject: Subject, gpus: tuple[Devices, ...], lora: LoraConfiguration, peak: Breakdown, configurations: int
+) -> Row:
+    shapes = subject.largest(lora)
+    fits: dict[str, Fit] = {}
+    before = Fit(0, 0, 0)
+    for gpu in gpus:
+        fits[gpu.name] = before = _fit(subject, gpu, lora, shapes, before)
+    return Row(lora, shapes, configurations, peak, Correction().need(peak.total, gpus[0]), fits)
+
+
+def _fit(subject: Subject, gpu: Devices, lora: LoraConfiguration, shapes: Shapes, smaller: Fit) -> Fit:
+    """On one GPU; what fits on a smaller one fits here."""
+
+    def share(changed: Shapes) -> int | None:
+        return _share(_predict(subject, lora, changed), gpu)
+
+    batch = largest(lambda rows: share(_with_rows(shapes, rows)) is not None, LARGEST_BATCH, smaller.batch)
+    length = largest(lambda tokens: share(_with_tokens(shapes, tokens)) is not None, subject.longest, smaller.length)
+    alone = share(shapes)
+    return Fit(WHOLE // alone if alone else 0, batch, length)
+
+
+def _with_rows(shapes: Shapes, rows: int) -> Shapes:
+    """A batch of so many rows; one row needs no padding, and how several would differ one row does not say."""
+    return replace(shapes, rows=rows, padded=rows > 1 and (shapes.padded or shapes.rows == 1))
+
+
+def _with_tokens(shapes: Shapes, tokens: int) -> Shapes:
+    """Rows of so many tokens; of an encoder-decoder on both sides."""
+    return replace(shapes, tokens=tokens, completion=tokens if shapes.completion else 0)
+
+
+def largest(fits: Callable[[int], bool], most: int, low: int = 0) -> int:
+    """The largest number up to `most` that fits, where all below it do.
+
+    Args:
+        fits: whether a number does.
+        most: the largest that is asked for.
+        low: one that is known to fit; 0 for none.
+    """
+    high = max(1, 2 * low)
+    while high <= most and fits(high):
+        low, high = high, 2 * high
+    high = min(high, most + 1)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low
