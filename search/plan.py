@@ -80,7 +80,7 @@ class Plan:
     Attributes:
         subject: what was planned.
         gpus: from small to large.
-        rows: in the order of the space.
+        rows: by modules and quantization in the order of the space, then by rank.
         fitting: by name of the GPU, how many of the subject's configurations fit.
     """
 
@@ -120,7 +120,11 @@ def parse_gpus(text: str) -> tuple[Devices, ...]:
         sizes = {parse_size(part) for part in text.split(",")}
     except ValueError as error:
         raise InvalidInput([Problem(("--gpu",), str(error))]) from error
-    return tuple(Devices(f"{size / GIB:g}GB", size, beside=CONTEXT) for size in sorted(sizes))
+    return tuple(Devices(_name(size), size, beside=CONTEXT) for size in sorted(sizes))
+
+
+def _name(size: int) -> str:
+    return f"{size / GIB:g}GB" if size >= GIB else f"{size / MIB:g}MB"
 
 
 def room(gpu: Devices) -> int:
@@ -145,7 +149,11 @@ def plan(subject: Subject, gpus: tuple[Devices, ...]) -> Plan:
             worst[key] = peak, lora
         for gpu in gpus:
             fitting[gpu.name] += _share(peak, gpu) is not None
-    rows = [_row(subject, gpus, lora, peak, counts[key]) for key, (peak, lora) in worst.items()]
+    order = [
+        list(dict.fromkeys(names)) for names in zip(*((modules, stored) for _, modules, stored in worst), strict=True)
+    ]
+    keys = sorted(worst, key=lambda key: (order[0].index(key[1]), order[1].index(key[2]), key[0]))
+    rows = [_row(subject, gpus, worst[key][1], worst[key][0], counts[key]) for key in keys]
     return Plan(subject, gpus, tuple(rows), fitting)
 
 

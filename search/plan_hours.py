@@ -54,10 +54,15 @@ def estimate(prepared: Prepared, root: RootPaths, tflops: float) -> Hours:
     measured = _measured(prepared, root)
     if measured is not None:
         name, speed = measured
-        basis = f"at the {speed:,.0f} tokens/s that a worker of {name} measured"
+        basis = f"at the {speed:,.0f} tokens/s that {name} measured"
         return Hours(trials, tokens, trials * tokens / speed / HOUR, basis)
     operations = trials * _operations(prepared, tokens)
-    return Hours(trials, tokens, operations / (tflops * TERA) / HOUR, f"at an assumed {tflops:g} TFLOP/s, see --tflops")
+    return Hours(
+        trials,
+        tokens,
+        operations / (tflops * TERA) / HOUR,
+        f"of arithmetic at an assumed {tflops:g} TFLOP/s (--tflops)",
+    )
 
 
 def _operations(prepared: Prepared, tokens: int) -> float:

@@ -71,7 +71,7 @@ def _bars(axes: Axes, rows: list[Row], size: int) -> None:
 def _gpus(axes: Axes, gpus: tuple[Devices, ...], longest: int, size: int) -> None:
     """Lines where the room of a GPU ends; of those beyond the bars none, or the first where none crosses them."""
     ends = [(gpu.name, room(gpu)) for gpu in gpus]
-    inside = [(name, end) for name, end in ends if end <= BEYOND * longest]
+    inside = [(name, end) for name, end in ends if 0 < end <= BEYOND * longest]
     right = max([longest, *(end for _, end in inside)]) * 1.08
     axes.set_xlim(0, right / size)
     before = -right  # the last name in the lower line

@@ -19,6 +19,10 @@ from lorafront.trainables.memory_model import PARTS
 
 SIDE_BY_SIDE = 4  # quantizations in a table: 80 columns are few
 NOWHERE = "-"
+HOURS = (
+    "the time is an order of magnitude: early stopping needs less; starting trials, loading the base and, of small "
+    "models, waiting for the launches of kernels come on top"
+)
 
 
 def headline(plan: Plan) -> str:
@@ -52,6 +56,7 @@ def lines(answer: Answer) -> list[str]:
         if answer.broken:
             found.append(f"{answer.broken:,} of them break a limit that is known before a trial runs")
         found.append(str(answer.hours))
+        found.append(f"note: {HOURS}")
     return found + [f"note: {note}" for note in notes(plan)]
 
 

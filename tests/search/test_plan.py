@@ -21,14 +21,18 @@ from lorafront.search.known_limits import configurations
 from lorafront.search.paths import RootPaths
 from lorafront.search.placement import WHOLE, Correction, Devices
 from lorafront.search.plan import CONTEXT, LARGEST_BATCH, OVER, Plan, largest, parse_gpus, plan, room
+from lorafront.search.plan_hours import estimate
 from lorafront.search.plan_plot import plot_plan
 from lorafront.search.plan_question import Answer, Question, answer
 from lorafront.search.plan_subject import Subject, of_model
 from lorafront.search.preflight import Prepared, check
 from lorafront.search.search_file import read_search_file
+from lorafront.search.study import StudyLedger
 from lorafront.spaces.errors import InvalidInput, NotTraced
-from lorafront.spaces.sizes import GIB
+from lorafront.spaces.sizes import GIB, MIB
 from lorafront.trainables.memory_model import PARTS, Shapes
+from lorafront.trainables.outcome import Outcome
+from lorafront.trainables.trial import Report
 
 GPUS = parse_gpus("2GB,1GB,700MB")
 SPACE = {
@@ -69,7 +73,8 @@ def _only(subject: Subject, **chosen: Any) -> Subject:
 
 def test_gpus_are_sorted_sizes() -> None:
     """Each once, from small to large, with the context that every process takes."""
-    assert [(gpu.name, gpu.bytes, gpu.beside) for gpu in parse_gpus("24GB, 8,8GB")] == [
+    assert [(gpu.name, gpu.bytes, gpu.beside) for gpu in parse_gpus("24GB, 8,8GB,700MB")] == [
+        ("700MB", 700 * MIB, CONTEXT),
         ("8GB", 8 * GIB, CONTEXT), ("24GB", 24 * GIB, CONTEXT),
     ]  # fmt: skip
     with pytest.raises(InvalidInput, match=r"--gpu: must be a size such as 8GB or 500MB \(got 'big'\)"):
@@ -216,6 +221,28 @@ def test_hours_come_from_operations_or_from_a_search(search: Callable[..., Path]
     assert faster.hours is not None
     assert faster.hours.hours == found.hours.hours / 2
     assert "at an assumed 1 TFLOP/s" in plan_report.lines(found)[1]
+
+
+def test_the_speed_of_an_earlier_search_goes_before_an_assumed_one(search: Callable[..., Path], tmp_path: Path) -> None:
+    """The median of the trials of one that has the same model, task and checkpointing."""
+    file, root = search(budget={"trials": 3}), RootPaths(tmp_path / "runs")
+    prepared = _prepared(file)
+    for name, changes in (("same", {}), ("other", {"task": "seq_cls"})):
+        ledger = StudyLedger(_database(root, name), prepared.search.model_copy(update=changes), create=True)
+        for speed in (100.0, 200.0, 900.0):
+            number, _ = ledger.ask() or (-1, None)
+            measured = {"perplexity": 9.0, "peak_vram_gb": 1.0, "tokens_per_second": speed}
+            ledger.tell(number, Report(16, measured, Outcome.COMPLETE))
+    hours = estimate(prepared, root, tflops=1)
+    assert hours.hours * 3600 == pytest.approx(3 * 16 * 32 / 200)
+    assert (
+        str(hours) == "3 trials of 512 training tokens: about 7.7 s, 2.6 s each, at the 200 tokens/s that same measured"
+    )
+
+
+def _database(root: RootPaths, name: str) -> Path:
+    root.search(name).folder.mkdir(parents=True)
+    return root.search(name).study_db
 
 
 def test_limits_that_are_known_are_counted(search: Callable[..., Path], root: RootPaths) -> None:
