@@ -28,16 +28,14 @@ OVER = "over 16 GB"
 
 
 @dataclass(frozen=True)
-class Fit:
-    """One configuration on one GPU.
+class Limits:
+    """How far one configuration can grow on one GPU.
 
     Attributes:
-        at_once: trials that it carries side by side; 0 where not even one fits.
         batch: the most rows that fit at the length that is planned, up to `LARGEST_BATCH`; 0 where none does.
         length: the most tokens that fit in each row of the batch that is planned, up to what the model takes.
     """
 
-    at_once: int
     batch: int
     length: int
 
@@ -52,7 +50,7 @@ class Row:
         configurations: how many there are.
         peak: predicted bytes of tensors, by what they are for.
         need: bytes of its process on a GPU.
-        fits: by name of the GPU.
+        at_once: by name of the GPU, how many trials it carries side by side; 0 where not even one fits.
     """
 
     lora: LoraConfiguration
@@ -60,7 +58,7 @@ class Row:
     configurations: int
     peak: Breakdown
     need: int
-    fits: Mapping[str, Fit]
+    at_once: Mapping[str, int]
 
     @property
     def label(self) -> str:
@@ -107,7 +105,7 @@ class Plan:
 
     def fitting_rows(self, gpu: Devices) -> list[Row]:
         """Those that fit."""
-        return [row for row in self.rows if row.fits[gpu.name].at_once]
+        return [row for row in self.rows if row.at_once[gpu.name]]
 
 
 def parse_gpus(text: str) -> tuple[Devices, ...]:
@@ -171,24 +169,29 @@ def _share(peak: Breakdown, gpu: Devices) -> int | None:
 def _row(
     subject: Subject, gpus: tuple[Devices, ...], lora: LoraConfiguration, peak: Breakdown, configurations: int
 ) -> Row:
-    shapes = subject.largest(lora)
-    fits: dict[str, Fit] = {}
-    before = Fit(0, 0, 0)
-    for gpu in gpus:
-        fits[gpu.name] = before = _fit(subject, gpu, lora, shapes, before)
-    return Row(lora, shapes, configurations, peak, Correction().need(peak.total, gpus[0]), fits)
+    shares = {gpu.name: _share(peak, gpu) for gpu in gpus}
+    at_once = {name: WHOLE // share if share else 0 for name, share in shares.items()}
+    return Row(lora, subject.largest(lora), configurations, peak, Correction().need(peak.total, gpus[0]), at_once)
 
 
-def _fit(subject: Subject, gpu: Devices, lora: LoraConfiguration, shapes: Shapes, smaller: Fit) -> Fit:
-    """On one GPU; what fits on a smaller one fits here."""
+def limits(plan: Plan, row: Row) -> dict[str, Limits]:
+    """By name of the GPU, how far a row's batch and length can grow there; some dozen predictions for each."""
 
-    def share(changed: Shapes) -> int | None:
-        return _share(_predict(subject, lora, changed), gpu)
+    def fits(changed: Shapes, gpu: Devices) -> bool:
+        return _share(_predict(plan.subject, row.lora, changed), gpu) is not None
 
-    batch = largest(lambda rows: share(_with_rows(shapes, rows)) is not None, LARGEST_BATCH, smaller.batch)
-    length = largest(lambda tokens: share(_with_tokens(shapes, tokens)) is not None, subject.longest, smaller.length)
-    alone = share(shapes)
-    return Fit(WHOLE // alone if alone else 0, batch, length)
+    found: dict[str, Limits] = {}
+    batch = length = 0  # what fits on a GPU fits on a larger one
+    for gpu in plan.gpus:
+        batch = largest(
+            lambda rows, gpu=gpu: fits(_with_rows(row.shapes, rows), gpu), LARGEST_BATCH, batch, row.shapes.rows
+        )
+        length = largest(
+            lambda tokens, gpu=gpu: fits(_with_tokens(row.shapes, tokens), gpu), plan.subject.longest, length,
+            row.shapes.tokens,
+        )  # fmt: skip
+        found[gpu.name] = Limits(batch, length)
+    return found
 
 
 def _with_rows(shapes: Shapes, rows: int) -> Shapes:
@@ -201,18 +204,19 @@ def _with_tokens(shapes: Shapes, tokens: int) -> Shapes:
     return replace(shapes, tokens=tokens, completion=tokens if shapes.completion else 0)
 
 
-def largest(fits: Callable[[int], bool], most: int, low: int = 0) -> int:
+def largest(fits: Callable[[int], bool], most: int, low: int = 0, guess: int = 1) -> int:
     """The largest number up to `most` that fits, where all below it do.
 
     Args:
         fits: whether a number does.
         most: the largest that is asked for.
         low: one that is known to fit; 0 for none.
+        guess: what is asked first. A batch of one row is another kind of step, so it is asked for only where two rows
+            do not fit.
     """
-    high = max(1, 2 * low)
+    high = min(max(guess, low + 1), most + 1)
     while high <= most and fits(high):
-        low, high = high, 2 * high
-    high = min(high, most + 1)
+        low, high = high, min(2 * high, most + 1)
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if fits(middle) else (low, middle)

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 from rich.table import Table
 
 from lorafront.search.placement import MARGIN
-from lorafront.search.plan import CONTEXT, LARGEST_BATCH, OVER, TIERS, Plan, Row
+from lorafront.search.plan import CONTEXT, LARGEST_BATCH, OVER, TIERS, Limits, Plan, Row, limits
 from lorafront.search.plan_question import Answer
 from lorafront.search.tables import COMPACT
 from lorafront.spaces.sizes import GIB, MIB
 from lorafront.trainables.memory_model import PARTS
 
+MOST_RANKS = 8  # shown of each module set
 SIDE_BY_SIDE = 4  # quantizations in a table: 80 columns are few
 NOWHERE = "-"
 HOURS = (
@@ -73,6 +74,7 @@ def notes(plan: Plan) -> list[str]:
 def as_json(answer: Answer) -> dict[str, Any]:
     """All of it; memory in GiB."""
     plan, anchor = answer.plan, answer.plan.anchor
+    grown = limits(plan, anchor)
     found: dict[str, Any] = {
         "name": plan.subject.name,
         "parameters": plan.subject.parameters,
@@ -84,11 +86,11 @@ def as_json(answer: Answer) -> dict[str, Any]:
                 "gpu": gpu.name,
                 "configurations_that_fit": plan.fitting[gpu.name],
                 "largest": largest.label if (largest := plan.largest(plan.fitting_rows(gpu))) else None,
-                "recommended": {"label": anchor.label, **asdict(anchor.fits[gpu.name])},
+                "recommended": {"label": anchor.label, **_on(anchor, gpu.name, grown)},
             }
             for gpu in plan.gpus
         ],
-        "rows": [_flat(row) for row in plan.rows],
+        "rows": [_flat(plan, row) for row in plan.rows],
         "notes": notes(plan),
     }
     if answer.hours is not None:
@@ -99,19 +101,20 @@ def as_json(answer: Answer) -> dict[str, Any]:
 def as_csv(plan: Plan) -> str:
     """A line per row; memory in GiB, columns of a GPU end in its name."""
     stream = io.StringIO()
-    flat = [
-        {name: value for name, value in _flat(row).items() if name not in {"parts", "gpus"}}
-        | {f"{part}_gb": size for part, size in _flat(row)["parts"].items()}
-        | {f"{key}_{gpu}": value for gpu, fit in _flat(row)["gpus"].items() for key, value in fit.items()}
-        for row in plan.rows
-    ]
+    flat = []
+    for row in plan.rows:
+        cells = _flat(plan, row)
+        parts, gpus = cells.pop("parts"), cells.pop("gpus")
+        cells |= {f"{part}_gb": size for part, size in parts.items()}
+        flat.append(cells | {f"{key}_{gpu}": value for gpu, fit in gpus.items() for key, value in fit.items()})
     writer = csv.DictWriter(stream, list(flat[0]), lineterminator="\n")
     writer.writeheader()
     writer.writerows(flat)
     return stream.getvalue()
 
 
-def _flat(row: Row) -> dict[str, Any]:
+def _flat(plan: Plan, row: Row) -> dict[str, Any]:
+    grown = limits(plan, row)
     return {
         "rank": row.lora.rank,
         "modules": row.lora.modules,
@@ -122,8 +125,12 @@ def _flat(row: Row) -> dict[str, Any]:
         "process_gb": row.need / GIB,
         "tier": row.tier,
         "parts": {name: size / GIB for name, size in row.peak.parts.items()},
-        "gpus": {name: asdict(fit) for name, fit in row.fits.items()},
+        "gpus": {gpu.name: _on(row, gpu.name, grown) for gpu in plan.gpus},
     }
+
+
+def _on(row: Row, gpu: str, grown: Mapping[str, Limits]) -> dict[str, int]:
+    return {"at_once": row.at_once[gpu], **asdict(grown[gpu])}
 
 
 def _needs(plan: Plan, quantizations: Sequence[str]) -> Table:
@@ -136,8 +143,14 @@ def _needs(plan: Plan, quantizations: Sequence[str]) -> Table:
         shown.add_column(quantization, justify="right", no_wrap=True)
         shown.add_column("", no_wrap=True)
     found = {(row.lora.modules, row.lora.rank, row.lora.quantization): row for row in plan.rows}
+    ranks = sorted({row.lora.rank for row in plan.rows})
+    some = {ranks[index * (len(ranks) - 1) // (MOST_RANKS - 1)] for index in range(MOST_RANKS)}
+    if len(ranks) > MOST_RANKS:
+        shown.caption = f"{MOST_RANKS} of {len(ranks)} ranks; --csv has all"
     before = None
     for modules, rank in _distinct((row.lora.modules, row.lora.rank) for row in plan.rows):
+        if len(ranks) > MOST_RANKS and rank not in some:
+            continue
         cells: list[str] = []
         for quantization in quantizations:
             row = found.get((modules, rank, quantization))
@@ -148,7 +161,7 @@ def _needs(plan: Plan, quantizations: Sequence[str]) -> Table:
 
 
 def _smallest(row: Row) -> str:
-    return next((name for name, fit in row.fits.items() if fit.at_once), NOWHERE)
+    return next((name for name, trials in row.at_once.items() if trials), NOWHERE)
 
 
 def _breakdown(plan: Plan, quantizations: Sequence[str]) -> Table:
@@ -174,6 +187,7 @@ def _breakdown(plan: Plan, quantizations: Sequence[str]) -> Table:
 def _decision(plan: Plan) -> Table:
     """A line per GPU."""
     anchor = plan.anchor
+    grown = limits(plan, anchor)
     shown = _table("What fits on one GPU")
     batch, tokens = anchor.shapes.rows, anchor.shapes.tokens
     shown.caption = f"{anchor.label}: trials at once, batch at {tokens} tokens, length at batch {batch}"
@@ -183,11 +197,10 @@ def _decision(plan: Plan) -> Table:
     for name in ("at once", "batch", "length"):
         shown.add_column(name, justify="right", no_wrap=True)
     for gpu in plan.gpus:
-        largest, fit = plan.largest(plan.fitting_rows(gpu)), anchor.fits[gpu.name]
-        shown.add_row(
-            gpu.name, f"{plan.fitting[gpu.name] / len(plan.subject.configurations):.0%}",
-            largest.label if largest else NOWHERE, str(fit.at_once), _capped(fit.batch), str(fit.length),
-        )  # fmt: skip
+        largest, limit = plan.largest(plan.fitting_rows(gpu)), grown[gpu.name]
+        share = f"{plan.fitting[gpu.name] / len(plan.subject.configurations):.0%}"
+        numbers = str(anchor.at_once[gpu.name]), _capped(limit.batch), str(limit.length)
+        shown.add_row(gpu.name, share, largest.label if largest else NOWHERE, *numbers)
     return shown
 
 

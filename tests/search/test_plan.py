@@ -20,7 +20,7 @@ from lorafront.search import plan_report
 from lorafront.search.known_limits import configurations
 from lorafront.search.paths import RootPaths
 from lorafront.search.placement import WHOLE, Correction, Devices
-from lorafront.search.plan import CONTEXT, LARGEST_BATCH, OVER, Plan, largest, parse_gpus, plan, room
+from lorafront.search.plan import CONTEXT, LARGEST_BATCH, OVER, Plan, largest, limits, parse_gpus, plan, room
 from lorafront.search.plan_hours import estimate
 from lorafront.search.plan_plot import plot_plan
 from lorafront.search.plan_question import Answer, Question, answer
@@ -81,10 +81,10 @@ def test_gpus_are_sorted_sizes() -> None:
         parse_gpus("8GB,big")
 
 
-@given(st.integers(0, 5000), st.integers(1, 5000), st.integers(0, 5000))
-def test_the_largest_that_fits(bound: int, most: int, known: int) -> None:
-    """Is found from any number that is known to fit, and is never more than is asked for."""
-    assert largest(lambda number: number <= bound, most, min(known, bound, most)) == min(bound, most)
+@given(st.integers(0, 5000), st.integers(1, 5000), st.integers(0, 5000), st.integers(1, 5000))
+def test_the_largest_that_fits(bound: int, most: int, known: int, guess: int) -> None:
+    """Is found from any guess and any number that is known to fit, and is never more than is asked for."""
+    assert largest(lambda number: number <= bound, most, min(known, bound, most), guess) == min(bound, most)
 
 
 @given(st.integers(2 * GIB, 200 * GIB), st.integers(0, 200 * GIB))
@@ -105,14 +105,15 @@ def test_one_more_row_or_token_does_not_fit(small: Plan) -> None:
                 peak = subject.model.predict(lora, subject.training, Shapes(rows, tokens, padded=rows > 1)).total
                 return gpu.share(Correction().need(peak, gpu)) is not None
 
-            found = row.fits[gpu.name]
+            found = limits(small, row)[gpu.name]
             assert found.batch == 0 or fits(found.batch, 256)
             assert found.batch == LARGEST_BATCH or not fits(found.batch + 1, 256)
             assert found.length == 0 or fits(4, found.length)
             assert found.length == subject.longest or not fits(4, found.length + 1)
             share = gpu.share(Correction().need(row.peak.total, gpu))
-            assert found.at_once == (WHOLE // share if share else 0)
-    assert 0 < small.anchor.fits["1GB"].batch < small.anchor.fits["2GB"].batch
+            assert row.at_once[gpu.name] == (WHOLE // share if share else 0)
+    grown = limits(small, small.anchor)
+    assert 0 < grown["1GB"].batch < grown["2GB"].batch
 
 
 def test_a_model_alone_is_planned_over_the_default_space(subject: Subject) -> None:
@@ -155,7 +156,7 @@ def test_json_and_csv_agree_with_the_table(small: Plan, capsys: pytest.CaptureFi
     for row, entry, line in zip(small.rows, as_json["rows"], lines, strict=True):
         assert float(line["peak_vram_gb"]) == entry["peak_vram_gb"] == row.peak.total / GIB
         assert sum(float(line[f"{part}_gb"]) for part in PARTS) == pytest.approx(entry["peak_vram_gb"])
-        assert int(line["batch_1GB"]) == entry["gpus"]["1GB"]["batch"] == row.fits["1GB"].batch
+        assert int(line["batch_1GB"]) == entry["gpus"]["1GB"]["batch"] == limits(small, row)["1GB"].batch
     console = Console(width=80)
     for table in plan_report.tables(small):
         console.print(table)

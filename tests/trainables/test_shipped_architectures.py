@@ -6,8 +6,13 @@ import json
 from pathlib import Path
 
 import pytest
+from support import lora
 
 from lorafront.spaces.errors import InvalidInput
+from lorafront.trainables.config import ModelConfig, TrainingConfig, TrialConfig
+from lorafront.trainables.data import TokenRows
+from lorafront.trainables.memory_model import MemoryModel, Shapes
+from lorafront.trainables.memory_trace import trace
 from lorafront.trainables.model_facts import model_facts, natural_task
 from lorafront.trainables.models import load_architecture
 from lorafront.trainables.shipped_architectures import SHIPPED, shipped_config
@@ -33,6 +38,19 @@ def test_parameters_are_those_of_the_model(name: str) -> None:
     """To the last one, from the dimensions alone."""
     config = shipped_config(name)
     assert model_facts(config, task_named(natural_task(config))).parameters == PARAMETERS[name]
+
+
+def test_closed_form_of_seven_billion_parameters() -> None:
+    """The 32 layers of Mistral in NF4, predicted from steps of two and three, are those of the whole model's trace."""
+    config, task, one = shipped_config("mistral-7b"), task_named("causal_lm"), lora(quantization="nf4", rank=16)
+    training, shapes = TrainingConfig(rows=64), Shapes(2, 256)
+    trial = TrialConfig(
+        task=task.name, model=ModelConfig(name="m"), training=training, rungs=(64,), seed=0, tokens=Path("t"),
+        lora=one.model_copy(update={"batch_size": 2}), targets=("q_proj", "k_proj", "v_proj", "o_proj"),
+    )  # fmt: skip
+    whole = trace(trial, config, task, TokenRows.build([([0] * 256, 1), ([0] * 255, 1)])).allocated
+    predicted = MemoryModel(config, task).predict(one, training, shapes)
+    assert predicted.total == pytest.approx(whole, rel=1e-3)
 
 
 def test_an_architecture_needs_no_weights(tmp_path: Path) -> None:
