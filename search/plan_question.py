@@ -15,6 +15,7 @@ from lorafront.search.search_file import read_search_file
 from lorafront.spaces.errors import InvalidInput, Problem
 
 BATCH = 8  # as in a search file that does not say
+ANY = Devices("any GPU", 2**62)  # what fits is the plan's to say, so no machine is too small for its checks
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,8 @@ def answer(question: Question, gpus: tuple[Devices, ...], root: RootPaths) -> An
             checkpointing=question.checkpointing, traced=traced,
         )  # fmt: skip
         return Answer(plan(subject, gpus))
-    prepared = check(read_search_file(question.file), root, question.file.absolute().parent)
+    traced.mkdir(parents=True, exist_ok=True)  # what the checks trace, the plan need not
+    prepared = check(read_search_file(question.file), root, question.file.absolute().parent, devices=[ANY])
     subject = of_search(prepared, traced)
     broken = sum(bool(prepared.breaks(lora)) for lora in subject.configurations)
     return Answer(plan(subject, gpus), estimate(prepared, root, question.tflops), broken)

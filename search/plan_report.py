@@ -10,8 +10,9 @@ from typing import Any
 
 from rich.table import Table
 
+from lorafront.search.devices import CONTEXT
 from lorafront.search.placement import MARGIN
-from lorafront.search.plan import CONTEXT, LARGEST_BATCH, OVER, TIERS, Limits, Plan, Row, limits
+from lorafront.search.plan import LARGEST_BATCH, OVER, TIERS, Limits, Plan, Row, limits
 from lorafront.search.plan_question import Answer
 from lorafront.search.tables import COMPACT
 from lorafront.spaces.sizes import GIB, MIB

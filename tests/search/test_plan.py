@@ -17,10 +17,11 @@ from rich.console import Console
 from support import TINY_LLAMA
 
 from lorafront.search import plan_report
+from lorafront.search.devices import CONTEXT
 from lorafront.search.known_limits import configurations
 from lorafront.search.paths import RootPaths
 from lorafront.search.placement import WHOLE, Correction, Devices
-from lorafront.search.plan import CONTEXT, LARGEST_BATCH, OVER, Plan, largest, limits, parse_gpus, plan, room
+from lorafront.search.plan import LARGEST_BATCH, OVER, Plan, largest, limits, parse_gpus, plan, room
 from lorafront.search.plan_hours import estimate
 from lorafront.search.plan_plot import plot_plan
 from lorafront.search.plan_question import Answer, Question, answer
@@ -34,7 +35,7 @@ from lorafront.trainables.memory_model import PARTS, Shapes
 from lorafront.trainables.outcome import Outcome
 from lorafront.trainables.trial import Report
 
-GPUS = parse_gpus("2GB,1GB,700MB")
+GPUS = parse_gpus("4GB,2GB,800MB")
 SPACE = {
     "rank": [4, 64], "alpha": {"ratio": [1, 2]}, "modules": ["query", "attention"], "quantization": ["nf4", "bf16"],
     "bias": "none",
@@ -113,7 +114,7 @@ def test_one_more_row_or_token_does_not_fit(small: Plan) -> None:
             share = gpu.share(Correction().need(row.peak.total, gpu))
             assert row.at_once[gpu.name] == (WHOLE // share if share else 0)
     grown = limits(small, small.anchor)
-    assert 0 < grown["1GB"].batch < grown["2GB"].batch
+    assert 0 < grown["2GB"].batch < grown["4GB"].batch
 
 
 def test_a_model_alone_is_planned_over_the_default_space(subject: Subject) -> None:
@@ -156,7 +157,7 @@ def test_json_and_csv_agree_with_the_table(small: Plan, capsys: pytest.CaptureFi
     for row, entry, line in zip(small.rows, as_json["rows"], lines, strict=True):
         assert float(line["peak_vram_gb"]) == entry["peak_vram_gb"] == row.peak.total / GIB
         assert sum(float(line[f"{part}_gb"]) for part in PARTS) == pytest.approx(entry["peak_vram_gb"])
-        assert int(line["batch_1GB"]) == entry["gpus"]["1GB"]["batch"] == limits(small, row)["1GB"].batch
+        assert int(line["batch_2GB"]) == entry["gpus"]["2GB"]["batch"] == limits(small, row)["2GB"].batch
     console = Console(width=80)
     for table in plan_report.tables(small):
         console.print(table)
