@@ -15,7 +15,7 @@ from lorafront.search.preflight import Prepared
 from lorafront.search.study_table import read_study
 from lorafront.spaces.errors import StateUnreadable
 
-HOUR = 3600
+MINUTE, HOUR = 60, 3600
 TERA = 1e12
 
 
@@ -27,7 +27,7 @@ class Hours:
         trials: of the budget.
         tokens: that one trial trains on.
         hours: of all trials one after the other.
-        basis: what it is computed from, for people.
+        basis: hours of what, and what they are computed from, for people.
     """
 
     trials: int
@@ -36,8 +36,11 @@ class Hours:
     basis: str
 
     def __str__(self) -> str:
-        total, each = _time(self.hours * HOUR), _time(self.hours * HOUR / self.trials)
-        return f"{self.trials} trials of {self.tokens:,} training tokens: about {total}, {each} each, {self.basis}"
+        each = self.hours * HOUR / self.trials
+        time = f"{each:.2g} s" if each < MINUTE else f"{each / MINUTE:.0f} min"
+        return (
+            f"{self.trials} trials of {self.tokens:,} training tokens: about {self.hours:.2g} {self.basis}, {time} each"
+        )
 
 
 def estimate(prepared: Prepared, root: RootPaths, tflops: float) -> Hours:
@@ -54,14 +57,14 @@ def estimate(prepared: Prepared, root: RootPaths, tflops: float) -> Hours:
     measured = _measured(prepared, root)
     if measured is not None:
         name, speed = measured
-        basis = f"at the {speed:,.0f} tokens/s that {name} measured"
+        basis = f"hours of a worker at the {speed:,.0f} tokens/s that {name} measured"
         return Hours(trials, tokens, trials * tokens / speed / HOUR, basis)
     operations = trials * _operations(prepared, tokens)
     return Hours(
         trials,
         tokens,
         operations / (tflops * TERA) / HOUR,
-        f"of arithmetic at an assumed {tflops:g} TFLOP/s (--tflops)",
+        f"GPU-hours of arithmetic at {tflops:g} TFLOP/s (--tflops)",
     )
 
 
@@ -95,10 +98,3 @@ def _measured(prepared: Prepared, root: RootPaths) -> tuple[str, float] | None:
         if speeds:
             return name, statistics.median(speeds)
     return None
-
-
-def _time(seconds: float) -> str:
-    """`0.4 s`, `12 min`, `3.1 h`."""
-    if seconds < 60:  # noqa: PLR2004
-        return f"{seconds:.2g} s"
-    return f"{seconds / 60:.0f} min" if seconds < HOUR else f"{seconds / HOUR:.3g} h"

@@ -56,7 +56,7 @@ def lines(answer: Answer) -> list[str]:
         counts = ", ".join(f"{count:,} on {name}" for name, count in plan.fitting.items())
         found.append(f"of {total:,} different discrete configurations fit: {counts}")
         if answer.broken:
-            found.append(f"{answer.broken:,} of them break a limit that is known before a trial runs")
+            found.append(f"{answer.broken:,} of the {total:,} break a limit that is known before a trial runs")
         found.append(str(answer.hours))
         found.append(f"note: {HOURS}")
     return found + [f"note: {note}" for note in notes(plan)]

@@ -222,7 +222,7 @@ def test_hours_come_from_operations_or_from_a_search(search: Callable[..., Path]
     faster = answer(Question(file, None, "", tflops=2), GPUS, root)
     assert faster.hours is not None
     assert faster.hours.hours == found.hours.hours / 2
-    assert "at an assumed 1 TFLOP/s" in plan_report.lines(found)[1]
+    assert "GPU-hours of arithmetic at 1 TFLOP/s (--tflops)" in plan_report.lines(found)[1]
 
 
 def test_the_speed_of_an_earlier_search_goes_before_an_assumed_one(search: Callable[..., Path], tmp_path: Path) -> None:
@@ -237,9 +237,8 @@ def test_the_speed_of_an_earlier_search_goes_before_an_assumed_one(search: Calla
             ledger.tell(number, Report(16, measured, Outcome.COMPLETE))
     hours = estimate(prepared, root, tflops=1)
     assert hours.hours * 3600 == pytest.approx(3 * 16 * 32 / 200)
-    assert (
-        str(hours) == "3 trials of 512 training tokens: about 7.7 s, 2.6 s each, at the 200 tokens/s that same measured"
-    )
+    said = "about 0.0021 hours of a worker at the 200 tokens/s that same measured, 2.6 s each"
+    assert str(hours) == f"3 trials of 512 training tokens: {said}"
 
 
 def _database(root: RootPaths, name: str) -> Path:
