@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lorafront.spaces.errors import InvalidInput, LorafrontError, NoFront, StateUnreadable
+from lorafront.trainables.shipped_architectures import SHIPPED
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -90,6 +91,52 @@ def check(file: File, root: Root = None) -> None:
         refuse_existing(paths.search(search.name))
     except LorafrontError as error:  # the file is good all the same
         typer.echo(f"# note: {error}")
+
+
+@app.command()
+def plan(
+    file: Annotated[Path | None, typer.Argument(help="Search file (YAML); or give --model.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help=f"Folder with a config.json, hub name, or {', '.join(SHIPPED)}.")
+    ] = None,
+    gpu: Annotated[str, typer.Option(help="Sizes of GPU memory.")] = "8GB,12GB,16GB,24GB,48GB,80GB",
+    batch: Annotated[int | None, typer.Option(min=1, help="Rows of a batch [8]; a file says its own.")] = None,
+    length: Annotated[int | None, typer.Option(min=2, help="Tokens of a row [512]; a file says its own.")] = None,
+    checkpointing: Annotated[bool, typer.Option("--checkpointing", help="Gradient checkpointing.")] = False,
+    tflops: Annotated[float, typer.Option(min=0.1, help="TFLOP/s that a GPU sustains, for a file's hours.")] = 100.0,
+    plot: Annotated[Path | None, typer.Option(help="Write a picture (PNG).")] = None,
+    root: Root = None,
+    as_json: Json = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
+) -> None:
+    """Predict memory before anything runs: what fits on which GPU, how large a batch, how long a search."""
+    from lorafront.search.environment import heavy_imports  # before transformers
+
+    with heavy_imports("transformers"):
+        from lorafront.search import plan_report
+        from lorafront.search.plan_question import Question, answer
+
+    question = Question(file, model, gpu, batch, length, checkpointing, tflops)
+    gpus, paths = question.checked(), _root(root)
+    if sys.stderr.isatty():
+        typer.echo(f"tracing training steps; what was traced before is in {paths.traced}", err=True)
+    found = answer(question, gpus, paths) if file is None else _placed(file, lambda: answer(question, gpus, paths))
+    if plot is not None:
+        from lorafront.search.plan_plot import plot_plan
+
+        plot_plan(found.plan, plot)
+        typer.echo(f"plot: {plot}", err=as_json or as_csv)
+    if as_json:
+        typer.echo(json.dumps(plan_report.as_json(found), indent=2))
+    elif as_csv:
+        typer.echo(plan_report.as_csv(found.plan), nl=False)
+    else:
+        console = _console()
+        typer.echo(plan_report.headline(found.plan) + "\n")
+        for table in plan_report.tables(found.plan):
+            console.print(table)
+    for line in plan_report.lines(found):
+        typer.echo(line, err=as_json or as_csv)
 
 
 @app.command()

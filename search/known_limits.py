@@ -1,4 +1,4 @@
-"""How much of a space breaks a limit that is known before a trial runs. Pure."""
+"""The configurations of a space, and how many break a limit that is known before a trial runs. Pure."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def breaking(
     canonical: Callable[[LoraConfiguration], LoraConfiguration],
     breaks: Callable[[LoraConfiguration], str],
 ) -> Breaking:
-    """Count them, each different configuration once; continuous parameters stand at their lower end.
+    """Count the configurations that break a limit.
 
     Args:
         space: the space.
@@ -51,11 +51,25 @@ def breaking(
         canonical: the simplest configuration that trains the same.
         breaks: the limit that a configuration is known to break; empty where it breaks none.
     """
-    listed = space.size()[0] <= MOST_LISTED
-    points = _all(space, defaults) if listed else _some(space, defaults)
-    found = {lora.fingerprint: lora for lora in map(canonical, points)}
-    broken = [reason for lora in found.values() if (reason := breaks(lora))]
-    return Breaking(len(broken), len(found), broken[0] if broken else "", listed)
+    found = configurations(space, defaults, canonical)
+    broken = [reason for lora in found if (reason := breaks(lora))]
+    return Breaking(len(broken), len(found), broken[0] if broken else "", listed(space))
+
+
+def listed(space: LoraSpace) -> bool:
+    """Whether all discrete configurations are looked at; of a larger space some are drawn."""
+    return space.size()[0] <= MOST_LISTED
+
+
+def configurations(
+    space: LoraSpace, defaults: Mapping[str, Any], canonical: Callable[[LoraConfiguration], LoraConfiguration]
+) -> list[LoraConfiguration]:
+    """Each different configuration once; continuous parameters stand at their upper end.
+
+    Not at the lower one: dropout from 0 up is almost never 0, and needs memory for its masks.
+    """
+    points = _all(space, defaults) if listed(space) else _some(space, defaults)
+    return list({lora.fingerprint: lora for lora in map(canonical, points)}.values())
 
 
 def _all(space: LoraSpace, defaults: Mapping[str, Any]) -> Iterator[LoraConfiguration]:
@@ -75,6 +89,6 @@ def _listed(parameter: Any) -> list[Any]:
         return parameter if isinstance(parameter, list) else [parameter]
     number = count(parameter)
     if number is None:
-        return [parameter.low]
+        return [parameter.high]
     step = parameter.step or 1
     return [parameter.low + index * step for index in range(number)]

@@ -58,7 +58,7 @@ def model_facts(config: PretrainedConfig, task: Task, labels: tuple[str, ...] = 
     Raises:
         InvalidInput: the model is not of the kind that the task trains.
     """
-    if task.peft_type == "CAUSAL_LM" and type(config) in MODEL_FOR_MASKED_LM_MAPPING and not config.is_decoder:
+    if task.peft_type == "CAUSAL_LM" and _sees_what_follows(config):
         message = f"{config.model_type} is an encoder: it sees the words that follow; task: seq_cls is what it is for"
         raise InvalidInput([Problem(("task",), message)])
     try:
@@ -81,6 +81,17 @@ def model_facts(config: PretrainedConfig, task: Task, labels: tuple[str, ...] = 
         vocabulary=model.get_input_embeddings().weight.shape[0],
         parameters=sum(p.numel() for p in model.parameters()),
     )
+
+
+def natural_task(config: PretrainedConfig) -> str:
+    """The task that a model of this architecture is usually fine-tuned for."""
+    if config.is_encoder_decoder:
+        return "seq_2_seq_lm"
+    return "seq_cls" if _sees_what_follows(config) else "causal_lm"
+
+
+def _sees_what_follows(config: PretrainedConfig) -> bool:
+    return type(config) in MODEL_FOR_MASKED_LM_MAPPING and not config.is_decoder
 
 
 def without_weights(

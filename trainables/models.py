@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 
-from lorafront.spaces.errors import InvalidInput, Problem
+from lorafront.spaces.errors import InvalidInput, Problem, did_you_mean
 from lorafront.spaces.quantization import UNQUANTIZED
 from lorafront.trainables.config import ModelConfig
 from lorafront.trainables.hub import hub_answers, local_folder_or_file, unreachable
+from lorafront.trainables.shipped_architectures import SHIPPED, shipped_config
 
 
 def device() -> torch.device:
@@ -61,6 +62,21 @@ def load_config(model: ModelConfig) -> PretrainedConfig:
     return _load(model, AutoConfig)
 
 
+def load_architecture(name: str) -> PretrainedConfig:
+    """A config without weights: of a folder that has a `config.json`, of a shipped architecture, or from the hub.
+
+    Raises:
+        InvalidInput: it is none of them; names what is shipped.
+    """
+    if name in SHIPPED and not Path(name).exists():
+        return shipped_config(name)
+    try:
+        return _load(ModelConfig(name=name), AutoConfig, weights=False)
+    except InvalidInput as error:
+        hint = f"{did_you_mean(name.lower(), SHIPPED)} Shipped architectures: {', '.join(SHIPPED)}"
+        raise InvalidInput([Problem(("model",), f"{p.message.rstrip('.')}.{hint}") for p in error.problems]) from error
+
+
 def load_tokenizer(model: ModelConfig) -> PreTrainedTokenizerBase:
     """The model's tokenizer, which must be able to pad (an end token will do).
 
@@ -80,13 +96,13 @@ def load_tokenizer(model: ModelConfig) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def _load(model: ModelConfig, auto_class: Any) -> Any:
+def _load(model: ModelConfig, auto_class: Any, *, weights: bool = True) -> Any:
     try:
         place = local_folder_or_file(model.name)
     except InvalidInput as error:
         raise InvalidInput([Problem(("model",), problem.message) for problem in error.problems]) from error
     if place is not None:
-        _check_folder(place)
+        _check_folder(place, weights=weights)
     try:
         return auto_class.from_pretrained(
             model.name,
@@ -103,11 +119,11 @@ def _load(model: ModelConfig, auto_class: Any) -> Any:
         raise InvalidInput([Problem(("model",), message)]) from error
 
 
-def _check_folder(place: Path) -> None:
-    """A folder must hold a config, and weights that can be read without running code."""
+def _check_folder(place: Path, *, weights: bool) -> None:
+    """A folder must hold a config, and where they are needed weights that can be read without running code."""
     if not (place / "config.json").is_file():
         raise InvalidInput([Problem(("model",), f"{place} is not a model folder: it has no config.json")])
-    if not any(place.glob("*.safetensors")):
+    if weights and not any(place.glob("*.safetensors")):
         raise InvalidInput(
             [Problem(("model",), f"{place} has no *.safetensors; pickled weights are not loaded, convert them first")]
         )

@@ -233,3 +233,37 @@ def test_a_root_that_cannot_be_written_is_said(run: Run, text_file: Path, tmp_pa
     code, _, err = run("run", "search.yaml", "--root", "file/runs")
     assert code == 2
     assert "cannot write" in err
+
+
+def test_a_plan_in_every_form(run: Run, tmp_path: Path) -> None:
+    """Table, JSON and CSV go to the output alone, and what the numbers are stands below them; a picture is drawn."""
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt2", "n_layer": 2}))
+    model = ("plan", "--model", ".", "--gpu", "2GB,1GB", "--batch", "2", "--length", "64")
+    code, out, err = run(*model, "--plot", "plan.png")
+    assert (code, err) == (0, "")
+    assert out.splitlines()[0] == "plot: plan.png"
+    assert out.splitlines()[1].startswith(".: 53.6 M parameters; batch 2 x 64 tokens, adamw")
+    assert "not measured on a GPU" in out.splitlines()[-4]
+    assert (tmp_path / "plan.png").stat().st_size > 0
+    code, out, err = run(*model, "--json")
+    found = json.loads(out)
+    assert (code, [entry["gpu"] for entry in found["gpus"]]) == (0, ["1GB", "2GB"])
+    assert "not measured on a GPU" in found["notes"][0]
+    assert found["notes"][0] in err
+    code, out, err = run(*model, "--csv")
+    rows = list(csv.DictReader(io.StringIO(out)))
+    assert [float(row["peak_vram_gb"]) for row in rows] == [row["peak_vram_gb"] for row in found["rows"]]
+    assert "not measured on a GPU" in err
+
+
+def test_a_plan_of_a_file_says_where_the_file_is_wrong(run: Run, tmp_path: Path) -> None:
+    """With line and column, as `check` does; a model that there is not with what is shipped."""
+    (tmp_path / "x.yaml").write_text(f"name: x\nmodel: {TINY_LLAMA}\ndata: {{path: no.txt}}\n")
+    code, _, err = run("plan", "x.yaml")
+    assert code == 2
+    assert err.startswith("x.yaml:3:8  data.path: no.txt does not exist")
+    code, _, err = run("plan", "--model", "./llama-3.1-8b")
+    assert code == 2
+    assert "model: ./llama-3.1-8b does not exist" in err
+    assert "Shipped architectures: bert-base, gpt2" in err
+    assert run("plan")[0] == 2
