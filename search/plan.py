@@ -10,6 +10,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from lorafront.search.devices import CONTEXT
 from lorafront.search.placement import MARGIN, WHOLE, Correction, Devices
@@ -177,19 +178,17 @@ def _row(
 def limits(plan: Plan, row: Row) -> dict[str, Limits]:
     """By name of the GPU, how far a row's batch and length can grow there; some dozen predictions for each."""
 
-    def fits(changed: Shapes, gpu: Devices) -> bool:
-        return _share(_predict(plan.subject, row.lora, changed), gpu) is not None
+    def rows_fit(gpu: Devices, rows: int) -> bool:
+        return _share(_predict(plan.subject, row.lora, _with_rows(row.shapes, rows)), gpu) is not None
+
+    def tokens_fit(gpu: Devices, tokens: int) -> bool:
+        return _share(_predict(plan.subject, row.lora, _with_tokens(row.shapes, tokens)), gpu) is not None
 
     found: dict[str, Limits] = {}
     batch = length = 0  # what fits on a GPU fits on a larger one
     for gpu in plan.gpus:
-        batch = largest(
-            lambda rows, gpu=gpu: fits(_with_rows(row.shapes, rows), gpu), LARGEST_BATCH, batch, row.shapes.rows
-        )
-        length = largest(
-            lambda tokens, gpu=gpu: fits(_with_tokens(row.shapes, tokens), gpu), plan.subject.longest, length,
-            row.shapes.tokens,
-        )  # fmt: skip
+        batch = largest(partial(rows_fit, gpu), LARGEST_BATCH, batch, row.shapes.rows)
+        length = largest(partial(tokens_fit, gpu), plan.subject.longest, length, row.shapes.tokens)
         found[gpu.name] = Limits(batch, length)
     return found
 

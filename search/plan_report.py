@@ -143,7 +143,9 @@ def _needs(plan: Plan, quantizations: Sequence[str]) -> Table:
     for quantization in quantizations:
         shown.add_column(quantization, justify="right", no_wrap=True)
         shown.add_column("", no_wrap=True)
-    found = {(row.lora.modules, row.lora.rank, row.lora.quantization): row for row in plan.rows}
+    found: dict[tuple[str, int, str], Row] = {
+        (row.lora.modules, row.lora.rank, row.lora.quantization): row for row in plan.rows
+    }
     ranks = sorted({row.lora.rank for row in plan.rows})
     some = {ranks[index * (len(ranks) - 1) // (MOST_RANKS - 1)] for index in range(MOST_RANKS)}
     if len(ranks) > MOST_RANKS:
