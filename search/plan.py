@@ -21,7 +21,6 @@ from lorafront.spaces.presets import PRESETS
 from lorafront.spaces.sizes import GIB, MIB, parse_size
 from lorafront.trainables.memory_model import Breakdown, Shapes
 
-GPUS = "8GB,12GB,16GB,24GB,48GB,80GB"
 LARGEST_BATCH = 4096  # nobody asks for more rows
 # The sizes of GPU memory by which guides and the presets group configurations; what needs more is over the last.
 TIERS = {"6-8 GB": 8 * GIB, "8-12 GB": 12 * GIB, "12-16 GB": 16 * GIB}

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lorafront.search.known_limits import configurations, listed
+from lorafront.search.known_limits import MOST_LISTED, configurations, listed
 from lorafront.search.peak_memory import PeakMemory
 from lorafront.spaces import modules
 from lorafront.spaces.errors import InvalidInput, Problem
@@ -126,7 +126,11 @@ def of_search(prepared: Prepared, traced: Path) -> Subject:
     config = models.load_config(search.model)
     model = predictor(config, search.task, prepared.tokens.labels, search.model.attention, traced)
     memory = PeakMemory(model, search, prepared.tokens, prepared.rungs[-1])
-    drawn = "" if listed(search.space) else "the space is too large to list: shares are those of 20,000 draws"
+    notes = (
+        [] if listed(search.space) else [f"the space is too large to list: shares are those of {MOST_LISTED:,} draws"]
+    )
+    if search.training.execution == "auto":
+        notes.append("planned as the file gives it; execution: auto cuts passes and recomputes where more must fit")
     return Subject(
         name=search.name,
         parameters=prepared.facts.parameters,
@@ -135,7 +139,7 @@ def of_search(prepared: Prepared, traced: Path) -> Subject:
         largest=memory.largest,
         longest=prepared.facts.positions or LONGEST,
         model=model,
-        notes=(*([drawn] if drawn else []), *_inexact(config, search.training, search.data.max_length)),
+        notes=(*notes, *_inexact(config, search.training, search.data.max_length)),
     )
 
 

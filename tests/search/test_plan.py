@@ -168,6 +168,17 @@ def test_json_and_csv_agree_with_the_table(small: Plan, capsys: pytest.CaptureFi
     assert json.loads(json.dumps(as_json)) == as_json
 
 
+def test_of_many_ranks_some_are_shown(small: Plan) -> None:
+    """The table names eight, the first and the last among them; CSV has all."""
+    one = _only(small.subject, modules="attention", quantization="nf4", rank=4)
+    ranks = [lora.model_copy(update={"rank": rank}) for rank in range(1, 21) for lora in one.configurations]
+    many = plan(replace(one, configurations=tuple(ranks)), GPUS)
+    needs = next(plan_report.tables(many))
+    assert list(needs.columns[1].cells) == ["1", "3", "6", "9", "11", "14", "17", "20"]
+    assert needs.caption == "8 of 20 ranks; --csv has all"
+    assert len(plan_report.as_csv(many).splitlines()) == 21
+
+
 def test_the_picture_is_written(small: Plan, tmp_path: Path) -> None:
     """As a PNG, whether GPUs are larger or smaller than the bars."""
     plot_plan(small, tmp_path / "new" / "plan.png")
@@ -244,6 +255,15 @@ def test_the_speed_of_an_earlier_search_goes_before_an_assumed_one(search: Calla
 def _database(root: RootPaths, name: str) -> Path:
     root.search(name).folder.mkdir(parents=True)
     return root.search(name).study_db
+
+
+def test_an_execution_that_is_solved_is_said_to_be_planned_as_given(
+    search: Callable[..., Path], root: RootPaths
+) -> None:
+    """`execution: auto` can fit more than what is planned."""
+    file = search(training={"rows": 16, "batch_size": 4, "execution": "auto"})
+    found = answer(Question(file, None, ""), GPUS, root)
+    assert any("execution: auto" in line for line in plan_report.lines(found))
 
 
 def test_limits_that_are_known_are_counted(search: Callable[..., Path], root: RootPaths) -> None:
