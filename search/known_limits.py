@@ -1,4 +1,4 @@
-"""The configurations of a space, and how many break a limit that is known before a trial runs. Pure."""
+"""The configurations of a space, and how many break a limit or do not fit, as far as is known before. Pure."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ class Breaking:
 
     def __str__(self) -> str:
         if self.all_listed:
-            return f"{self.broken:,} of {self.total:,} discrete configurations break a limit and are not proposed"
-        return f"about {self.broken / self.total:.0%} of the space breaks a limit and is not proposed"
+            return f"{self.broken:,} of {self.total:,} discrete configurations break a limit or do not fit, so are not proposed"
+        return f"about {self.broken / self.total:.0%} of the space breaks a limit or does not fit, so is not proposed"
 
 
 def breaking(

@@ -11,7 +11,7 @@ import statistics
 from dataclasses import dataclass
 
 from lorafront.search.paths import RootPaths
-from lorafront.search.preflight import Prepared
+from lorafront.search.prepared import Prepared
 from lorafront.search.study_table import read_study
 from lorafront.spaces.errors import StateUnreadable
 

@@ -26,7 +26,7 @@ from lorafront.trainables.task import TASKS, task_named
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-    from lorafront.search.preflight import Prepared
+    from lorafront.search.prepared import Prepared
 
 LABELS = ("0", "1")  # of a classifier of which nothing is known
 LONGEST = 2**20  # tokens of a row, of a model that takes any

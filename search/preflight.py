@@ -6,204 +6,40 @@
 from __future__ import annotations
 
 import inspect
-import math
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 
 from lorafront.search.devices import placement
-from lorafront.search.known_limits import breaking
+from lorafront.search.known_limits import breaking, configurations
 from lorafront.search.paths import RootPaths
 from lorafront.search.peak_memory import PeakMemory
 from lorafront.search.placement import Devices, Placement
+from lorafront.search.prepared import VRAM, Prepared
 from lorafront.search.rungs import ladder, total_rows
 from lorafront.search.search_file import SearchFile
-from lorafront.search.start_points import Starts, Surroundings, starts
+from lorafront.search.start_points import Surroundings, starts
 from lorafront.search.warm_start import WarmStart, warm_start
 from lorafront.spaces import modules
 from lorafront.spaces.errors import InvalidInput, Problem
-from lorafront.spaces.lora import LoraConfiguration, resolve
-from lorafront.spaces.objectives import OBJECTIVES, broken_limit
+from lorafront.spaces.objectives import OBJECTIVES
 from lorafront.spaces.parameters import values_of
-from lorafront.spaces.sizes import GIB
 from lorafront.spaces.start_points import StartPoint, overlap_on
 from lorafront.trainables import models
-from lorafront.trainables.config import ModelConfig, TrialConfig
-from lorafront.trainables.data import TokenData, prepare, store
-from lorafront.trainables.execution import Execution, executions
+from lorafront.trainables.config import ModelConfig
+from lorafront.trainables.data import prepare
 from lorafront.trainables.hub import hub_answers, local_folder_or_file, weights_on_hub
-from lorafront.trainables.known_measurements import KNOWN, known_measurements
+from lorafront.trainables.known_measurements import KNOWN
 from lorafront.trainables.model_facts import ModelFacts, model_facts
 from lorafront.trainables.row_sets import read_sets
 from lorafront.trainables.task import TASKS, Task, task_named
 from lorafront.trainables.user_code import is_reference, load_reference
 
 T = TypeVar("T")
-VRAM = "peak_vram_gb"
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """A search that passed every check.
-
-    Attributes:
-        search: the file, with local paths made absolute (workers may stand elsewhere).
-        facts: of the base model.
-        resolved: module set to the model's own modules.
-        token_file: where the token rows are or will be.
-        tokens: the token rows.
-        rungs: training rows at which trials report.
-        notes: what the user should know.
-        downloads: what a run fetches from the hub, a line each.
-        starts: what is tried first.
-        warm: what earlier searches teach.
-        placement: the devices, and who sits where; empty where trials need none.
-        memory: predicts peak memory; None where nothing asks for it, or it cannot be predicted.
-    """
-
-    search: SearchFile
-    facts: ModelFacts
-    resolved: dict[str, modules.Resolved]
-    token_file: Path
-    tokens: TokenData
-    rungs: tuple[int, ...]
-    notes: tuple[str, ...]
-    downloads: tuple[str, ...] = ()
-    starts: Starts = field(default_factory=Starts)
-    warm: WarmStart = field(default_factory=WarmStart)
-    placement: Placement = field(default_factory=Placement)
-    memory: PeakMemory | None = None
-    _executions: dict[str, Execution] = field(default_factory=dict)  # by fingerprint: a trial keeps its own
-
-    def trial(self, lora: LoraConfiguration, memory_cap: int | None = None) -> TrialConfig:
-        """What a worker needs to train one configuration, in so many bytes of tensors at most."""
-        executed, training = self.execution(lora).applied(lora, self.search.training)
-        return TrialConfig(
-            task=self.search.task,
-            model=self.search.model,
-            training=training,
-            lora=executed,
-            targets=self.resolved[lora.modules].targets,
-            rungs=self.rungs,
-            seed=self.search.seed,
-            threads=self.search.resources.cpus_per_trial,
-            memory_cap=memory_cap,
-            tokens=self.token_file,
-            labels=self.tokens.labels,
-            functions=self.search.functions,
-            code=self.search.code_folder,
-        )
-
-    def canonical(self, lora: LoraConfiguration) -> LoraConfiguration:
-        """The simplest configuration that trains the same on this model."""
-        bias = self.facts.same_bias(lora.bias, self.resolved[lora.modules].names)
-        return lora if bias == lora.bias else lora.model_copy(update={"bias": bias})
-
-    def configuration(self, values: Mapping[str, Any]) -> LoraConfiguration:
-        """From values of every parameter of the space, under the sampler's names."""
-        return self.canonical(resolve(values, self.search.training.defaults()))
-
-    def known_before(self, lora: LoraConfiguration) -> dict[str, float]:
-        """What is known of a trial before it runs; what breaks a limit by it is not proposed."""
-        task = task_named(self.search.task, self.search.code_folder)
-        adapted = self.resolved[lora.modules].names
-        known = known_measurements(lora, self.facts, adapted, models.device(), new_head=task.new_head)
-        floors = {limit.name for limit in self.search.limits if task.new_head and limit.operator == ">="}
-        expected = self.expected_bytes(lora)
-        if expected is not None:  # else it is known when the trial has run
-            known[VRAM] = expected / GIB
-        return {name: value for name, value in known.items() if name not in floors}  # a lower bound cannot break those
-
-    def predicted_bytes(self, lora: LoraConfiguration) -> int | None:
-        """Bytes of tensors at the peak; None where that is not predicted."""
-        return self._predicted(lora, self.execution(lora))
-
-    def _predicted(self, lora: LoraConfiguration, execution: Execution) -> int | None:
-        if self.memory is None:
-            return None
-        found = self.memory.breakdown(*execution.applied(lora, self.search.training))
-        return found.total if found is not None else None
-
-    def execution(self, lora: LoraConfiguration) -> Execution:
-        """How a configuration is executed: as the file says, or the quickest way that is expected to fit.
-
-        Where none fits it is the one that takes the least memory, and that is refused.
-        """
-        if lora.fingerprint not in self._executions:
-            self._executions[lora.fingerprint] = self._solved(lora)
-        return self._executions[lora.fingerprint]
-
-    def keep_execution(self, lora: LoraConfiguration, execution: Execution) -> None:
-        """That of a trial that an earlier driver began."""
-        self._executions[lora.fingerprint] = execution
-
-    def _solved(self, lora: LoraConfiguration) -> Execution:
-        training, least = self.search.training, Execution.given(lora, self.search.training)
-        if training.execution == "given" or self.memory is None:
-            return least
-        fewest: float = math.inf
-        for way in executions(lora, training, self.memory.largest(lora).tokens):
-            predicted = self._predicted(lora, way)
-            if predicted is None:
-                return Execution.given(lora, training)
-            expected = self.placement.correction(lora.quantization).expected(predicted)
-            if not self._too_much(lora, predicted, expected):
-                return way
-            if predicted < fewest:
-                least, fewest = way, predicted
-        return least
-
-    def _too_much(self, lora: LoraConfiguration, predicted: int, expected: int) -> str:
-        """Why bytes of tensors, as predicted and as corrected, are too many; empty where they are not."""
-        return broken_limit(self.search.limits, {VRAM: expected / GIB}) or self.placement.too_large(
-            lora.quantization, predicted
-        )
-
-    def expected_bytes(self, lora: LoraConfiguration) -> int | None:
-        """The same, corrected by what trials on this base measured."""
-        predicted = self.predicted_bytes(lora)
-        return None if predicted is None else self.placement.correction(lora.quantization).expected(predicted)
-
-    def breaks(self, lora: LoraConfiguration) -> str:
-        """Why a configuration is in vain: a limit that it is known to break, or memory; empty where it is not."""
-        broken = broken_limit(self.search.limits, self.known_before(lora))
-        predicted = self.predicted_bytes(lora)
-        return broken or ("" if predicted is None else self.placement.too_large(lora.quantization, predicted))
-
-    def same_modules(self, module_set: str) -> str:
-        """The module set of this space that means the same on this model; itself where there is none."""
-        if module_set in self.resolved:
-            return module_set
-        try:
-            names = modules.resolve(module_set, list(self.facts.linears)).names
-        except modules.ModuleProblem:
-            return module_set
-        return next((name for name, found in self.resolved.items() if set(found.names) == set(names)), module_set)
-
-    def study_data(self) -> dict[str, Any]:
-        """Which rows, rungs and code of the user's the trials see, as the study keeps it."""
-        return {"tokens": self.token_file.name, "rungs": list(self.rungs), "code": self.search.code_digests()}
-
-    def size(self) -> tuple[int, list[str]]:
-        """(number of different discrete configurations, names of the continuous parameters)."""
-        space = self.search.space
-        size, continuous = space.size()
-        biases = values_of(space.bias)
-        different = [{self.facts.same_bias(bias, found.names) for bias in biases} for found in self.resolved.values()]
-        return size // (len(different) * len(biases)) * sum(map(len, different)), continuous
-
-    def references(self) -> Mapping[str, dict[str, float]]:
-        """What doing nothing measures, as far as the data tells."""
-        task = task_named(self.search.task, self.search.code_folder)
-        return task.references(self.tokens.evaluation, self.tokens.labels)
-
-    def store(self) -> None:
-        """Write the token rows for the workers."""
-        store(self.token_file, self.tokens)
 
 
 def check(
@@ -307,9 +143,14 @@ def _with_starts(ready: Prepared, root: RootPaths | None) -> Prepared:
     if known:
         found = breaking(space, defaults, ready.canonical, ready.breaks)
         if found.broken == found.total and found.all_listed:
-            message = f"every configuration of the space breaks a limit, such as {found.example}"
+            message = f"no configuration of the space keeps the limits and fits; the first: {found.example}"
             raise InvalidInput([Problem(("constraints", known[0].name), message)])
         notes += [str(found)] if found.broken else []
+    elif ready.memory:  # to count them all would be to trace steps of every kind, for a minute
+        some = configurations(space, defaults, ready.canonical)
+        if all(ready.breaks(lora) for lora in some):
+            message = f"no configuration of the space fits; the first: {ready.breaks(some[0])}"
+            raise InvalidInput([Problem(("resources",), message)])
     overlap = overlap_on(list(ready.facts.linears), ready.resolved)
     around = Surroundings(space, defaults, overlap, ready.canonical, ready.breaks)
     first = starts(search.start_points, around, search.budget.trials)

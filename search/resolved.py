@@ -9,7 +9,7 @@ from ruamel.yaml import YAML
 
 from lorafront.search.mlflow_tracker import open_tracking, shown
 from lorafront.search.paths import RootPaths
-from lorafront.search.preflight import Prepared
+from lorafront.search.prepared import Prepared
 from lorafront.spaces.sizes import size_text
 from lorafront.trainables.data import few
 

@@ -34,7 +34,7 @@ from lorafront.trainables.outcome import Outcome, classify
 
 if TYPE_CHECKING:
     from lorafront.search.placement import Devices
-    from lorafront.search.preflight import Prepared
+    from lorafront.search.prepared import Prepared
     from lorafront.search.study import StudyLedger
     from lorafront.spaces.lora import LoraConfiguration
 

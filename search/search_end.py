@@ -8,7 +8,9 @@ from enum import Enum
 class SearchEnd(Enum):
     """Why a search has no more to try, whatever is left of its budget."""
 
-    SPACE_EXHAUSTED = "the space is exhausted: every configuration has been tried, or is known to break a limit"
+    SPACE_EXHAUSTED = (
+        "the space is exhausted: every configuration has been tried, or is known to break a limit or not to fit"
+    )
 
     @property
     def stored(self) -> str:

@@ -96,7 +96,7 @@ def _own(chosen: StartPoints, around: Surroundings) -> tuple[dict[str, Start], l
             continue
         lora = around.configuration(placed)
         if broken := around.breaks(lora):
-            problems.append(Problem(("start_points", index), f"is known to break a limit: {broken}"))
+            problems.append(Problem(("start_points", index), f"is in vain: {broken}"))
         found.setdefault(lora.fingerprint, Start(f"start_points[{index}]", placed.values, own=True))
     return found, problems
 

@@ -17,7 +17,7 @@ from lorafront.trainables.outcome import Outcome
 
 if TYPE_CHECKING:
     from lorafront.search.paths import SearchPaths
-    from lorafront.search.preflight import Prepared
+    from lorafront.search.prepared import Prepared
     from lorafront.search.study import StudyLedger
     from lorafront.search.watchdog import Watchdog
     from lorafront.spaces.lora import LoraConfiguration

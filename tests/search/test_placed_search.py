@@ -159,6 +159,8 @@ def test_without_a_gpu_a_worker_may_have_a_part_of_the_machines_memory(text_file
     assert not prepared.breaks(small)
     assert "and a worker has 1.01 GiB" in prepared.breaks(large)
     assert prepared.placement.seat(small.quantization, prepared.predicted_bytes(small)).cap == 9 * MIB
+    with pytest.raises(InvalidInput, match="no configuration of the space fits"):
+        check(search_file(text_file, resources={"memory_per_worker": "1030MB"}), RootPaths(tmp_path / "runs"), tmp_path)
 
 
 def test_rehearsed_devices_are_read() -> None:

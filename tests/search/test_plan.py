@@ -26,7 +26,8 @@ from lorafront.search.plan_hours import estimate
 from lorafront.search.plan_plot import plot_plan
 from lorafront.search.plan_question import Answer, Question, answer
 from lorafront.search.plan_subject import Subject, of_model
-from lorafront.search.preflight import Prepared, check
+from lorafront.search.preflight import check
+from lorafront.search.prepared import Prepared
 from lorafront.search.search_file import read_search_file
 from lorafront.search.study import StudyLedger
 from lorafront.spaces.errors import InvalidInput, NotTraced

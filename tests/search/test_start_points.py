@@ -11,7 +11,8 @@ import pytest
 from support import TINY_LLAMA
 
 from lorafront.search.paths import RootPaths
-from lorafront.search.preflight import Prepared, check
+from lorafront.search.preflight import check
+from lorafront.search.prepared import Prepared
 from lorafront.search.run import resume_search, run_search
 from lorafront.search.search_file import parse_search, read_search_file
 from lorafront.search.start_points import Start, Surroundings, starts
@@ -68,7 +69,7 @@ def test_points_that_break_a_limit_are_not_tried() -> None:
     around = surroundings(SMALL, lambda lora: "too large" if lora.rank > 4 else "")
     found = starts(StartPoints.model_validate({"points": [{"rank": 4}, {"rank": 16}]}), around, 400)
     assert [point.params["rank"] for point in found.points if not point.own] == [4]
-    assert [str(problem) for problem in found.problems] == ["start_points[1]: is known to break a limit: too large"]
+    assert [str(problem) for problem in found.problems] == ["start_points[1]: is in vain: too large"]
     assert "start point recommended default is left out: too large" in found.notes
 
 
