@@ -33,8 +33,8 @@ class Breaking:
 
     def __str__(self) -> str:
         if self.all_listed:
-            return f"{self.broken:,} of {self.total:,} discrete configurations break a limit or do not fit, so are not proposed"
-        return f"about {self.broken / self.total:.0%} of the space breaks a limit or does not fit, so is not proposed"
+            return f"not proposed: {self.broken:,} of {self.total:,} discrete configurations, over a limit or too large"
+        return f"not proposed: about {self.broken / self.total:.0%} of the space, over a limit or too large"
 
 
 def breaking(

@@ -8,9 +8,7 @@ from enum import Enum
 class SearchEnd(Enum):
     """Why a search has no more to try, whatever is left of its budget."""
 
-    SPACE_EXHAUSTED = (
-        "the space is exhausted: every configuration has been tried, or is known to break a limit or not to fit"
-    )
+    SPACE_EXHAUSTED = "the space is exhausted: every configuration was tried, breaks a limit, or does not fit"
 
     @property
     def stored(self) -> str:
