@@ -40,7 +40,7 @@ def test_a_large_space_is_drawn_from() -> None:
     found = breaking(space, DEFAULTS, lambda lora: lora, over(500))
     assert not found.all_listed
     assert found.broken / found.total == pytest.approx(0.5, abs=0.02)
-    assert str(found).startswith("about ")
+    assert str(found).startswith("not proposed: about ")
 
 
 @pytest.fixture
