@@ -38,7 +38,7 @@ Root = Annotated[Path | None, typer.Option("--root", help="Folder of the searche
 Name = Annotated[str, typer.Argument(help="Name of a search.")]
 File = Annotated[Path, typer.Argument(help="Search file (YAML).")]
 Engine = Annotated[str, typer.Option(hidden=True, help="`toy` rehearses a search without training anything.")]
-Devices = Annotated[str, typer.Option(hidden=True, help="Place trials on GPUs that are not there, such as 2x24GB.")]
+Devices = Annotated[str, typer.Option(help="Pretend such GPUs, as in 2x24GB: how trials would be placed there.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
