@@ -235,7 +235,7 @@ def _memory(search: SearchFile, config: Any, labels: tuple[str, ...], root: Root
         return None
     from lorafront.trainables.memory_model import MemoryModel, exact  # imports a session's libraries, seconds
 
-    if not exact(config, search.training, search.data.max_length):
+    if not exact(config, search.data.max_length):
         return None
     return MemoryModel(config, task_named(search.task), labels, search.model.attention, root.traced.absolute())
 
