@@ -198,7 +198,7 @@ class TracedSession(PeftSession):
         with unset_fake_temporarily():
             batch = super()._largest_batch()
         convert = self._mode.fake_tensor_converter.from_real_tensor
-        self._batch = {name: convert(self._mode, tensor, make_constant=True) for name, tensor in batch.items()}
+        self._batch: Batch = {name: convert(self._mode, tensor, make_constant=True) for name, tensor in batch.items()}
         return self._batch
 
 
@@ -228,7 +228,7 @@ class ShapesOnly(FrozenBase):
         self.device = CPU
         self.dtype = compute_dtype(quantization, CPU)
         attention = None if trial.model.attention == "auto" else trial.model.attention
-        self.model = _model(config, task, quantization, labels, self.dtype, attention)
+        self.model = unloaded_model(config, task, quantization, labels, self.dtype, attention)
         self.model.name_or_path = trial.model.name  # as if loaded from there, which PEFT compares
         self.new_modules = [name for name in head_modules(self.model) if "." not in name] if task.new_head else []
         self._biases = {}
@@ -238,7 +238,7 @@ class ShapesOnly(FrozenBase):
         """As the real one does; afterwards everything stands on the CPU, by shape. Call it under `FakeTensorMode`."""
         with unset_fake_temporarily():  # bitsandbytes' and PEFT's own classes of tensors would not mix with fake ones
             peft_model = super().attach(config)
-        _materialise(peft_model)
+        materialise(peft_model, _placed, CPU)
         return peft_model
 
     def _seed(self, peft_model: PeftModel, seed: int) -> None:
@@ -249,7 +249,7 @@ def _no(_tensor: object) -> bool:
     return False
 
 
-def _model(
+def unloaded_model(
     config: PretrainedConfig,
     task: Task,
     quantization: str,
@@ -257,7 +257,16 @@ def _model(
     dtype: torch.dtype,
     attention: str | None,
 ) -> PreTrainedModel:
-    """The model on the meta device, its linear modules replaced as transformers does when it loads weights."""
+    """The model on the meta device, frozen, its linear modules replaced as transformers does when it loads weights.
+
+    Args:
+        config: of the model.
+        task: which head.
+        quantization: how its weights would be stored.
+        labels: names of the classes.
+        dtype: of activations and of what is not quantized.
+        attention: which implementation; none is transformers' choice.
+    """
     model = without_weights(config, task, labels, dtype, attention)
     bits = bitsandbytes_arguments(quantization, dtype_name(dtype))
     if bits is not None:
@@ -282,19 +291,28 @@ def _cast(model: PreTrainedModel, dtype: torch.dtype) -> None:
                 setattr(module, name, made)
 
 
-def _materialise(model: torch.nn.Module) -> None:
-    """Give every tensor a place on the CPU, tied ones the same, quantized ones their packed form."""
-    placed: dict[int, torch.nn.Parameter] = {}
+def materialise(
+    model: torch.nn.Module, placed: Callable[[torch.nn.Parameter, Any], torch.nn.Parameter], device: torch.device
+) -> None:
+    """Give every tensor of an unloaded model a place, tied ones the same.
+
+    Args:
+        model: on the meta device, in part or as a whole.
+        placed: makes a parameter of one and its module.
+        device: of buffers, which become zero.
+    """
+    done: dict[int, torch.nn.Parameter] = {}
     for module in list(model.modules()):
         for name, parameter in list(module.named_parameters(recurse=False)):
-            if id(parameter) not in placed:
-                placed[id(parameter)] = _placed(parameter, module)
-            setattr(module, name, placed[id(parameter)])
+            if id(parameter) not in done:
+                done[id(parameter)] = placed(parameter, module)
+            setattr(module, name, done[id(parameter)])
         for name, buffer in list(module.named_buffers(recurse=False)):
-            setattr(module, name, torch.empty_like(buffer, device=CPU))
+            setattr(module, name, torch.zeros_like(buffer, device=device))
 
 
 def _placed(parameter: torch.nn.Parameter, module: Any) -> torch.nn.Parameter:
+    """By shape alone, quantized ones in their packed form."""
     quantized = {"Params4bit": _four_bit, "Int8Params": _eight_bit}.get(type(parameter).__name__)
     if quantized is not None:  # by name: without a quantized base bitsandbytes need not load
         return quantized(
