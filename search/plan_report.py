@@ -66,7 +66,7 @@ def notes(plan: Plan) -> list[str]:
     """What the numbers are, and what they are not."""
     beside = f"{MARGIN:.0%} more as a margin and {CONTEXT // MIB} MiB of context (an estimate)"
     return [
-        "predicted tensors at the peak of a training step as it runs on a CPU; not measured on a GPU",
+        "predicted tensors at the peak of a training step on CUDA, by formulas that no GPU has measured yet",
         f"what fits leaves room for {beside}; cards may offer less than their name says",
         *plan.subject.notes,
     ]

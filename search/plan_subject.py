@@ -70,7 +70,7 @@ def predictor(
         traced: folder of what was traced before; made where it is missing, so that the next plan is quick.
     """
     traced.mkdir(parents=True, exist_ok=True)
-    return MemoryModel(config, task_named(task), labels, attention, traced)
+    return MemoryModel(config, task_named(task), labels, attention, traced, "cuda")
 
 
 def of_model(name: str, *, batch: int, length: int | None, checkpointing: bool, traced: Path) -> Subject:
@@ -105,7 +105,7 @@ def of_model(name: str, *, batch: int, length: int | None, checkpointing: bool, 
         largest=lambda _: shapes,
         longest=positions,
         model=predictor(config, task, labels, "auto", traced),
-        notes=(*notes, *_inexact(config, training, tokens)),
+        notes=(*notes, *_inexact(config, tokens)),
     )
 
 
@@ -139,7 +139,7 @@ def of_search(prepared: Prepared, traced: Path) -> Subject:
         largest=memory.largest,
         longest=prepared.facts.positions or LONGEST,
         model=model,
-        notes=(*notes, *_inexact(config, search.training, search.data.max_length)),
+        notes=(*notes, *_inexact(config, search.data.max_length)),
     )
 
 
@@ -167,7 +167,7 @@ def _default_space(facts: ModelFacts, training: TrainingConfig) -> tuple[tuple[L
     return tuple(found), notes
 
 
-def _inexact(config: PretrainedConfig, training: TrainingConfig, longest: int) -> list[str]:
-    if exact(config, training, longest):
+def _inexact(config: PretrainedConfig, longest: int) -> list[str]:
+    if exact(config, longest):
         return []
-    return ["an approximation: the 8-bit optimizer, sliding windows and sides of different depth follow other rules"]
+    return ["an approximation: sliding windows and sides of different depth follow other rules"]

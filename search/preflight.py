@@ -122,10 +122,15 @@ def _memory(ready: Prepared, config: Any, root: RootPaths) -> PeakMemory | None:
     from lorafront.trainables.memory_model import MemoryModel, exact  # imports a session's libraries, seconds
 
     search = ready.search
-    if search.task not in TASKS or not exact(config, search.training, search.data.max_length):
+    if search.task not in TASKS or not exact(config, search.data.max_length):
         return None
     traced = root.traced.absolute()
-    model = MemoryModel(config, task_named(search.task), ready.tokens.labels, search.model.attention, traced)
+    on = models.device()
+    model = MemoryModel(
+        config, task_named(search.task), ready.tokens.labels, search.model.attention, traced,
+        "cuda" if on.type == "cuda" else "cpu",
+        torch.cuda.get_device_capability(on)[0] if on.type == "cuda" else 0,
+    )  # fmt: skip
     return PeakMemory(model, search, ready.tokens, ready.rungs[-1])
 
 

@@ -125,8 +125,8 @@ class FrozenBase:
         }
         self._seed(peft_model, config.seed)
         if config.training.gradient_checkpointing:
+            # It also sets a hook on the embedding, which lets gradients through; of two, one would stay for ever.
             self.model.gradient_checkpointing_enable({"use_reentrant": False})
-            self.model.enable_input_require_grads()
         return peft_model
 
     def _seed(self, peft_model: PeftModel, seed: int) -> None:

@@ -5,8 +5,10 @@ lengths that are primes which divide no size of the model: in the bytes of each 
 and the storage's size is known for all others. Depth is extrapolated: steps of two and of three layers are traced, and
 what a phase of the step holds at its peak grows by the same bytes with every further layer, since layers are alike.
 
-What is predicted is the step on a CPU. A GPU's kernels keep other things for themselves; nothing here was compared with
-a measurement on one.
+On a CPU the prediction is the step's, to the byte, but for what `exact` says. For a CUDA GPU it is what
+`torch.cuda.max_memory_allocated` would say of the same two steps, by `cuda_step`'s formulas; those numbers are
+unmeasured until `benchmarks/memory_gpu.py` has run on a GPU. What a process holds beside (context, fragmentation, the
+managed memory of a paged optimizer) is not in it.
 """
 
 from __future__ import annotations
@@ -29,9 +31,10 @@ import numpy as np
 from lorafront.spaces import modules
 from lorafront.spaces.errors import NotTraced
 from lorafront.trainables.config import Attention, ModelConfig, TrialConfig
+from lorafront.trainables.cuda_step import cublas_workspaces
 from lorafront.trainables.data import TokenRows
 from lorafront.trainables.memory_meter import ROUND
-from lorafront.trainables.memory_trace import Timeline, traced
+from lorafront.trainables.memory_trace import PAGED_FROM, DeviceKind, TracedSession, traced
 from lorafront.trainables.model_facts import model_facts, without_weights
 
 if TYPE_CHECKING:
@@ -43,9 +46,15 @@ if TYPE_CHECKING:
     from lorafront.trainables.task import Task
 
 DEPTHS = (2, 3)
-FORMAT = 1  # of the files; part of their name
+FORMAT = 2  # of the files; part of their name
+LATEST = 9  # major compute capability from which cuBLAS' workspaces are the larger ones
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes")  # what a step consists of changes with them
-PARTS = ("base", "adapters", "gradients", "optimizer", "activations", "logits", "temporary")
+PARTS = ("base", "adapters", "gradients", "optimizer", "activations", "logits", "temporary", "workspace")
+# What a storage's size is: bytes, or elements of the parameter whose 8-bit state or whose scales it holds.
+BYTES, STATE, PAGED_STATE, SCALES = range(4)
+# bitsandbytes' optim/optimizer.py, `Optimizer2State.init_state`
+EIGHT_BIT_FROM = 4096  # elements; smaller states stay in float32
+EIGHT_BIT_BLOCK = 256  # elements to a float32 scale
 
 
 @dataclass(frozen=True)
@@ -95,8 +104,9 @@ class Step:
     """One traced step with its sizes as products of powers.
 
     Attributes:
-        factors: int64[storages], bytes but for the powers.
+        factors: int64[storages], sizes but for the powers.
         powers: int64[storages, 4], of rank, rows, tokens, completion.
+        unit: int64[storages], of the sizes: `BYTES` and the three after it.
         part: int64[storages], index into `PARTS`.
         index: int64[events], which storage comes or goes.
         sign: int64[events], +1 or -1.
@@ -106,6 +116,7 @@ class Step:
 
     factors: np.ndarray
     powers: np.ndarray
+    unit: np.ndarray
     part: np.ndarray
     index: np.ndarray
     sign: np.ndarray
@@ -113,9 +124,20 @@ class Step:
     phases: tuple[str, ...]
 
     @classmethod
-    def of(cls, line: Timeline, primes: tuple[int, ...], vocabulary: int) -> Step:
-        """Args: primes: that stood for (rank, rows, tokens, completion). vocabulary: rows of the embedding."""
+    def of(cls, session: TracedSession, primes: tuple[int, ...], vocabulary: int, device: DeviceKind) -> Step:
+        """From what was traced.
+
+        Args:
+            session: which was traced.
+            primes: that stood for (rank, rows, tokens, completion).
+            vocabulary: rows of the embedding.
+            device: for which it was traced.
+        """
+        line = session.timeline
         left = np.array(line.sizes, dtype=np.int64)
+        unit = np.full(len(left), BYTES, dtype=np.int64)
+        for sizes, kind in ((session.states, STATE if device == "cpu" else PAGED_STATE), (session.scales, SCALES)):
+            left[list(sizes)], unit[list(sizes)] = list(sizes.values()), kind
         powers = np.zeros((len(left), len(primes)), dtype=np.int64)
         for column, prime in enumerate(primes):
             while prime > 1 and (divides := left % prime == 0).any():
@@ -125,11 +147,11 @@ class Step:
         starts = np.flatnonzero(np.diff(events[:, 2], prepend=-1))
         part = _parts(line.phases, np.array(line.made), powers, left % vocabulary == 0)
         phases = tuple(line.phases[segment] for segment in events[starts, 2])
-        return cls(left, powers, part, events[:, 0], events[:, 1], starts, phases)
+        return cls(left, powers, unit, part, events[:, 0], events[:, 1], starts, phases)
 
     def peaks(self, values: tuple[int, ...]) -> np.ndarray:
         """float64[segments, parts]: bytes at the peak of each segment."""
-        sizes = self.factors * np.prod(np.array(values, dtype=np.int64) ** self.powers, axis=1)
+        sizes = _bytes(self.factors * np.prod(np.array(values, dtype=np.int64) ** self.powers, axis=1), self.unit)
         rounded = -(-sizes // ROUND) * ROUND
         change = self.sign * rounded[self.index]
         live = np.cumsum(change)
@@ -141,13 +163,25 @@ class Step:
         return by_part
 
 
+def _bytes(sizes: np.ndarray, unit: np.ndarray) -> np.ndarray:
+    """int64[storages]: bytes of sizes of these units."""
+    small = sizes < EIGHT_BIT_FROM
+    state = np.where(small, 4 * sizes, sizes)
+    scales = np.where(small, 0, 4 * -(-sizes // EIGHT_BIT_BLOCK))
+    return np.select(
+        [unit == STATE, unit == PAGED_STATE, unit == SCALES],
+        [state, np.where(sizes < PAGED_FROM, state, 0), scales],
+        default=sizes,
+    )
+
+
 def _parts(phases: list[str], made: np.ndarray, powers: np.ndarray, of_vocabulary: np.ndarray) -> np.ndarray:
     """int64[storages]: index into `PARTS`, by when a storage came and what its size depends on."""
     phase = np.array(phases)[made]
     with_rank, with_batch = powers[:, 0] > 0, (powers[:, 1:] > 0).any(axis=1)
     conditions = [
-        (phase == "resident") & ~with_rank,
-        phase == "resident",
+        (phase == "resident") & ~with_rank & ~with_batch,
+        (phase == "resident") & ~with_batch,
         (phase == "backward") & ~with_batch & with_rank,
         (phase == "update") & ~with_batch,
         (phase == "forward") & with_batch & ~of_vocabulary,
@@ -177,21 +211,27 @@ class MemoryModel:
         labels: tuple[str, ...] = (),
         attention: Attention = "auto",
         cache: Path | None = None,
+        device: DeviceKind = "cpu",
+        capability: int = LATEST,
     ) -> None:
         """Trace nothing yet.
 
         Args:
             config: of the model.
             task: which head.
-            labels: names of the classes.
+            labels: names of the classes; none stands for two.
             attention: which implementation.
             cache: folder of what was traced before; none keeps it in this process.
+            device: where the step runs.
+            capability: major compute capability of the GPU, which decides on cuBLAS' workspaces; 48 MiB less before 9.
         """
         self._config = config
         self._model = ModelConfig(name="traced", attention=attention)
         self._task = task
-        self._labels = labels
+        self._labels = labels or ("0", "1")
         self._cache = cache
+        self._device = device
+        self._workspace = cublas_workspaces(capability) if device == "cuda" else 0
         self._steps: dict[Kind, tuple[Step, Step] | NotTraced] = {}
         self._predicted: dict[tuple[Kind, tuple[int, ...]], Breakdown] = {}
 
@@ -217,7 +257,8 @@ class MemoryModel:
         layers = _depth(self._config)
         found = shallow + (layers - DEPTHS[0]) / (DEPTHS[1] - DEPTHS[0]) * (deeper - shallow)
         top = int(found.sum(axis=1).argmax())
-        return Breakdown({name: round(found[top, i]) for i, name in enumerate(PARTS)}, low.phases[top])
+        parts = {name: round(found[top, i]) for i, name in enumerate(PARTS)}
+        return Breakdown({**parts, "workspace": self._workspace}, low.phases[top])
 
     def _traced(
         self, kind: Kind, lora: LoraConfiguration, training: TrainingConfig, shapes: Shapes
@@ -242,7 +283,7 @@ class MemoryModel:
         versions = [version(name) for name in PACKAGES]
         facts = [
             FORMAT, kind, depth, versions, self._config.to_json_string(), self._task.name, len(self._labels),
-            self._model.attention,
+            self._model.attention, self._device,
         ]  # fmt: skip
         digest = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:24]
         file = self._cache / f"{digest}.npz"
@@ -261,7 +302,7 @@ class MemoryModel:
 
     def _trace(self, lora: LoraConfiguration, training: TrainingConfig, shapes: Shapes, depth: int) -> Step:
         config = with_depth(self._config, depth)
-        facts = model_facts(config, self._task, self._labels or ("0", "1"))
+        facts = model_facts(config, self._task, self._labels)
         rank, rows, tokens, completion = self._primes
         rows = rows if shapes.rows > 1 else 1
         completion = completion if shapes.completion else 1
@@ -283,38 +324,35 @@ class MemoryModel:
         longest = ([0] * (tokens + (completion if shapes.completion else 0)), tokens if shapes.completion else 1)
         shorter = ([0] * (tokens - 1), min(longest[1], tokens - 2))
         batch = [longest, *[shorter if shapes.padded else longest] * (rows - 1)]
-        session = traced(trial, config, self._task, TokenRows.build(batch))
-        return Step.of(session.timeline, (rank, rows, tokens, completion), facts.vocabulary)
+        session = traced(trial, config, self._task, TokenRows.build(batch), self._device)
+        return Step.of(session, (rank, rows, tokens, completion), facts.vocabulary, self._device)
 
     @cached_property
     def _primes(self) -> tuple[int, int, int, int]:
         """(rank, rows, tokens, completion) that divide no size of the model."""
-        model = without_weights(with_depth(self._config, DEPTHS[0]), self._task, self._labels or ("0", "1"))
+        model = without_weights(with_depth(self._config, DEPTHS[0]), self._task, self._labels)
         sizes = {size for tensor in (*model.parameters(), *model.buffers()) for size in tensor.shape}
         free = (prime for prime in _primes() if all(size % prime for size in sizes))
-        rows, rank, tokens, completion = (next(free) for _ in range(4))
+        rows, tokens, completion = (next(free) for _ in range(3))
+        # With so large a rank the optimizer keeps every state in 8 bits, with scales; smaller ones follow from that.
+        rank = next(prime for prime in free if prime > EIGHT_BIT_FROM)
         return rank, rows, tokens, completion
 
 
-def exact(config: PretrainedConfig, training: TrainingConfig, longest: int) -> bool:
-    """Whether the closed form is that of the step, to the byte.
+def exact(config: PretrainedConfig, longest: int) -> bool:
+    """Whether the closed form is that of the step on a CPU, to the byte.
 
-    It is not where sizes change what is done: bitsandbytes' optimizer keeps small states in 32 bits, attention leaves
-    out its mask within a sliding window; and where an encoder and a decoder of different depths are extrapolated alike.
+    It is not where sizes change what is done: attention leaves out its mask within a sliding window; and where an
+    encoder and a decoder of different depths are extrapolated alike.
 
     Args:
         config: of the model.
-        training: names the optimizer.
         longest: tokens of a row at most.
     """
     text = config.get_text_config()
     window = getattr(text, "sliding_window", None)
     decoder = getattr(text, "num_decoder_layers", None) or getattr(text, "decoder_layers", None)
-    return (
-        training.optimizer == "adamw"
-        and (window is None or longest < window)
-        and (decoder is None or decoder == _depth(config))
-    )
+    return (window is None or longest < window) and (decoder is None or decoder == _depth(config))
 
 
 def _primes() -> Iterator[int]:

@@ -1,18 +1,19 @@
 """Peak memory of a trial before it runs: its session trains two steps on tensors that have shapes and no content.
 
 No weights and no GPU are needed, only the model's config. The session is the one that trains (`PeftSession`, with its
-own memory probe), so the count is that of the real step on a CPU, to the byte; what other devices do differently is not
-in it.
+own memory probe), so the count is that of the real step on a CPU, to the byte. For a CUDA GPU the same trace takes the
+ways and makes the tensors that `cuda_step` knows of; that is unmeasured, and less sure by what is listed there.
 """
 
 from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Any, cast
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, Literal, cast
 from unittest import mock
 
+import numpy as np
 import torch
 from torch._subclasses import fake_tensor
 from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
@@ -21,9 +22,10 @@ from transformers.quantizers import AutoHfQuantizer
 from transformers.utils import import_utils
 
 from lorafront.spaces.quantization import bitsandbytes_arguments
+from lorafront.trainables.cuda_step import KERNELS, cuda_calls
 from lorafront.trainables.data import TokenData
 from lorafront.trainables.frozen_base import FrozenBase, base_key, resident_tensors
-from lorafront.trainables.memory_meter import LiveStorages, Memory
+from lorafront.trainables.memory_meter import ROUND, LiveStorages, Memory
 from lorafront.trainables.model_facts import head_modules, without_weights
 from lorafront.trainables.models import compute_dtype, dtype_name
 from lorafront.trainables.peft_session import Batch, PeftSession
@@ -39,26 +41,35 @@ if TYPE_CHECKING:
 CPU = torch.device("cpu")
 TRACED = "traced"  # source of a peak that was not measured
 MOST_KNOWN = 2**24  # elements of a tensor whose content is carried along
+DeviceKind = Literal["cpu", "cuda"]
+# Elements of a parameter whose 8-bit states stand in managed memory on CUDA, not in the allocator's (bitsandbytes'
+# optim/optimizer.py, `get_state_buffer`).
+PAGED_FROM = 100_000
 
 
-def trace(trial: TrialConfig, config: PretrainedConfig, task: Task, rows: TokenRows) -> Memory:
-    """Peak of two optimizer steps of a trial, as its session would measure it on a CPU.
+def trace(
+    trial: TrialConfig, config: PretrainedConfig, task: Task, rows: TokenRows, device: DeviceKind = "cpu"
+) -> Memory:
+    """Peak of two optimizer steps of a trial, as its session would measure it; on CUDA without cuBLAS' workspaces.
 
     Args:
         trial: the trial; its token file and its folder of weights are not read.
         config: of the model.
         task: which head.
         rows: to train on; of those that the trial sees the largest batch is made.
+        device: where it would train.
     """
-    return traced(trial, config, task, rows).memory
+    return traced(trial, config, task, rows, device).memory
 
 
-def traced(trial: TrialConfig, config: PretrainedConfig, task: Task, rows: TokenRows) -> TracedSession:
+def traced(
+    trial: TrialConfig, config: PretrainedConfig, task: Task, rows: TokenRows, device: DeviceKind = "cpu"
+) -> TracedSession:
     """As `trace`; the session, which has the whole timeline."""
     data = TokenData(rows, rows, pad_id=0)
     base = ShapesOnly(trial, config, task)
     with _known_content(), FakeTensorMode(allow_non_fake_inputs=True) as mode:
-        return TracedSession(base, trial, data, mode)
+        return TracedSession(base, trial, data, mode, device)
 
 
 class Timeline(LiveStorages):  # type: ignore[no-untyped-call]  # torch leaves it untyped
@@ -71,8 +82,14 @@ class Timeline(LiveStorages):  # type: ignore[no-untyped-call]  # torch leaves i
         phases: of every segment, in order: `resident`, then `forward`, `backward` and `update` in turn.
     """
 
-    def __init__(self, resident: Iterable[torch.Tensor]) -> None:
-        """Args: resident: tensors that are there before."""
+    def __init__(self, resident: Iterable[torch.Tensor], kernels: Mapping[str, Callable[..., Any]]) -> None:
+        """Start with what is there.
+
+        Args:
+            resident: tensors that are there before.
+            kernels: by operation, what is done in its place.
+        """
+        self._kernels = kernels
         self.sizes: list[int] = []
         self.made: list[int] = []
         self.events: list[tuple[int, int, int]] = []
@@ -93,7 +110,22 @@ class Timeline(LiveStorages):  # type: ignore[no-untyped-call]  # torch leaves i
             now = "forward"
         if now != self.phases[-1]:
             self.phases.append(now)
+        kernel = self._kernels.get(str(func))
+        if kernel is not None:
+            with self:  # what it makes counts
+                return kernel(*args, **(kwargs or {}))
         return super().__torch_dispatch__(func, types, args, kwargs)
+
+    def index(self, tensor: torch.Tensor) -> int:
+        """Which storage a living tensor has."""
+        return self._indices[id(self._seen[tensor.untyped_storage()._cdata])]  # noqa: SLF001  # as in the class above
+
+    def peak_without(self, elsewhere: Collection[int]) -> int:
+        """Bytes at the peak where the storages of these indices do not count."""
+        rounded = -(-np.array(self.sizes, dtype=np.int64) // ROUND) * ROUND
+        rounded[list(elsewhere)] = 0
+        events = np.array(self.events, dtype=np.int64)
+        return int(np.cumsum(events[:, 1] * rounded[events[:, 0]]).max())
 
     def _add(self, tensor: torch.Tensor) -> None:
         before = self.live
@@ -114,17 +146,49 @@ class Timeline(LiveStorages):  # type: ignore[no-untyped-call]  # torch leaves i
 
 
 class TracedSession(PeftSession):
-    """The session up to its memory probe. The batch alone has content: what is made depends on whether it is padded."""
+    """The session up to its memory probe. The batch alone has content: what is made depends on whether it is padded.
 
-    def __init__(self, base: ShapesOnly, config: TrialConfig, data: TokenData, mode: FakeTensorMode) -> None:
-        """Args: mode: the one that is on."""
+    Attributes:
+        timeline: of the two steps.
+        states: storage (index in the timeline) of each 8-bit optimizer state to elements of its parameter.
+        scales: storage of the scales of each such state to elements of its parameter.
+    """
+
+    def __init__(
+        self, base: ShapesOnly, config: TrialConfig, data: TokenData, mode: FakeTensorMode, device: DeviceKind
+    ) -> None:
+        """Trace.
+
+        Args:
+            base: a base without content.
+            config: the trial.
+            data: its rows.
+            mode: the one that is on.
+            device: where it would train.
+        """
         self._mode = mode
+        self._device = device
+        self.states: dict[int, int] = {}
+        self.scales: dict[int, int] = {}
         super().__init__(base, config, data)
 
     def _measure(self, work: Callable[[], object]) -> Memory:
-        with Timeline(resident_tensors(self.model)) as self.timeline:
-            work()
-        return Memory(self.timeline.peak, self.timeline.peak, 0, TRACED)
+        if self._device == "cpu":
+            with Timeline(resident_tensors(self.model), {}) as self.timeline:
+                work()
+        else:
+            resident = (*resident_tensors(self.model), *self._batch.values())  # which stands in main memory, copied
+            int8 = self.config.lora.quantization == "int8"
+            with Timeline(resident, KERNELS) as self.timeline, cuda_calls(self.base.dtype, int8=int8):
+                work()
+        for parameter, state in self.optimizer.state.items():
+            for found, names in ((self.states, ("state1", "state2")), (self.scales, ("absmax1", "absmax2"))):
+                found.update(
+                    {self.timeline.index(state[name]): parameter.numel() for name in names if "absmax1" in state}
+                )
+        paged = [index for index, size in self.states.items() if self._device == "cuda" and size >= PAGED_FROM]
+        peak = self.timeline.peak_without(paged)
+        return Memory(peak, peak, 0, TRACED)
 
     def _start_optimizer(self) -> None:
         with unset_fake_temporarily():  # bitsandbytes fills a table with numbers; parameters stay fake all the same
@@ -134,7 +198,8 @@ class TracedSession(PeftSession):
         with unset_fake_temporarily():
             batch = super()._largest_batch()
         convert = self._mode.fake_tensor_converter.from_real_tensor
-        return {name: convert(self._mode, tensor, make_constant=True) for name, tensor in batch.items()}
+        self._batch: Batch = {name: convert(self._mode, tensor, make_constant=True) for name, tensor in batch.items()}
+        return self._batch
 
 
 @contextlib.contextmanager
@@ -163,7 +228,7 @@ class ShapesOnly(FrozenBase):
         self.device = CPU
         self.dtype = compute_dtype(quantization, CPU)
         attention = None if trial.model.attention == "auto" else trial.model.attention
-        self.model = _model(config, task, quantization, labels, self.dtype, attention)
+        self.model = unloaded_model(config, task, quantization, labels, self.dtype, attention)
         self.model.name_or_path = trial.model.name  # as if loaded from there, which PEFT compares
         self.new_modules = [name for name in head_modules(self.model) if "." not in name] if task.new_head else []
         self._biases = {}
@@ -173,7 +238,7 @@ class ShapesOnly(FrozenBase):
         """As the real one does; afterwards everything stands on the CPU, by shape. Call it under `FakeTensorMode`."""
         with unset_fake_temporarily():  # bitsandbytes' and PEFT's own classes of tensors would not mix with fake ones
             peft_model = super().attach(config)
-        _materialise(peft_model)
+        materialise(peft_model, _placed, CPU)
         return peft_model
 
     def _seed(self, peft_model: PeftModel, seed: int) -> None:
@@ -184,7 +249,7 @@ def _no(_tensor: object) -> bool:
     return False
 
 
-def _model(
+def unloaded_model(
     config: PretrainedConfig,
     task: Task,
     quantization: str,
@@ -192,7 +257,16 @@ def _model(
     dtype: torch.dtype,
     attention: str | None,
 ) -> PreTrainedModel:
-    """The model on the meta device, its linear modules replaced as transformers does when it loads weights."""
+    """The model on the meta device, frozen, its linear modules replaced as transformers does when it loads weights.
+
+    Args:
+        config: of the model.
+        task: which head.
+        quantization: how its weights would be stored.
+        labels: names of the classes.
+        dtype: of activations and of what is not quantized.
+        attention: which implementation; none is transformers' choice.
+    """
     model = without_weights(config, task, labels, dtype, attention)
     bits = bitsandbytes_arguments(quantization, dtype_name(dtype))
     if bits is not None:
@@ -217,19 +291,28 @@ def _cast(model: PreTrainedModel, dtype: torch.dtype) -> None:
                 setattr(module, name, made)
 
 
-def _materialise(model: torch.nn.Module) -> None:
-    """Give every tensor a place on the CPU, tied ones the same, quantized ones their packed form."""
-    placed: dict[int, torch.nn.Parameter] = {}
+def materialise(
+    model: torch.nn.Module, placed: Callable[[torch.nn.Parameter, Any], torch.nn.Parameter], device: torch.device
+) -> None:
+    """Give every tensor of an unloaded model a place, tied ones the same.
+
+    Args:
+        model: on the meta device, in part or as a whole.
+        placed: makes a parameter of one and its module.
+        device: of buffers, which become zero.
+    """
+    done: dict[int, torch.nn.Parameter] = {}
     for module in list(model.modules()):
         for name, parameter in list(module.named_parameters(recurse=False)):
-            if id(parameter) not in placed:
-                placed[id(parameter)] = _placed(parameter, module)
-            setattr(module, name, placed[id(parameter)])
+            if id(parameter) not in done:
+                done[id(parameter)] = placed(parameter, module)
+            setattr(module, name, done[id(parameter)])
         for name, buffer in list(module.named_buffers(recurse=False)):
-            setattr(module, name, torch.empty_like(buffer, device=CPU))
+            setattr(module, name, torch.zeros_like(buffer, device=device))
 
 
 def _placed(parameter: torch.nn.Parameter, module: Any) -> torch.nn.Parameter:
+    """By shape alone, quantized ones in their packed form."""
     quantized = {"Params4bit": _four_bit, "Int8Params": _eight_bit}.get(type(parameter).__name__)
     if quantized is not None:  # by name: without a quantized base bitsandbytes need not load
         return quantized(

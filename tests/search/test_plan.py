@@ -271,7 +271,8 @@ def test_limits_that_are_known_are_counted(search: Callable[..., Path], root: Ro
     """As many as `check` says."""
     file = search(constraints={"trainable_params": "<= 50000"})
     found = answer(Question(file, None, ""), GPUS, root)
-    said = f"not proposed: {found.broken} of {len(found.plan.subject.configurations)} discrete configurations, over a limit"
+    total = len(found.plan.subject.configurations)
+    said = f"not proposed: {found.broken} of {total} discrete configurations, over a limit"
     assert any(note.startswith(said) for note in _prepared(file).notes)
 
 

@@ -33,6 +33,7 @@ def test_detaching_leaves_the_base_bit_identical(
     cache = BaseCache()
     base = cache.get(phi, CAUSAL_LM, quantization)
     before = [tensor.clone() for tensor in resident_tensors(base.model)]
+    hooks = [len(module._forward_hooks) for module in base.model.modules()]
     trial = TrialConfig(
         task="causal_lm",
         model=phi,
@@ -51,6 +52,7 @@ def test_detaching_leaves_the_base_bit_identical(
     after = list(resident_tensors(base.model))
     assert all(torch.equal(one, two) for one, two in zip(before, after, strict=True))
     assert not any(p.requires_grad or p.grad is not None for p in base.model.parameters())
+    assert [len(module._forward_hooks) for module in base.model.modules()] == hooks
     assert cache.get(phi, CAUSAL_LM, quantization) is base
 
 
