@@ -236,7 +236,8 @@ class ShapesOnly(FrozenBase):
 
     def attach(self, config: TrialConfig) -> PeftModel:
         """As the real one does; afterwards everything stands on the CPU, by shape. Call it under `FakeTensorMode`."""
-        with unset_fake_temporarily():  # bitsandbytes' and PEFT's own classes of tensors would not mix with fake ones
+        # bitsandbytes' and PEFT's own classes of tensors would not mix with fake ones; on `meta` nothing is drawn.
+        with unset_fake_temporarily(), torch.device("meta"):
             peft_model = super().attach(config)
         materialise(peft_model, _placed, CPU)
         return peft_model
