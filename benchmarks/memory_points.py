@@ -14,32 +14,31 @@ from typing import Any
 from lorafront.spaces.lora import LoraConfiguration
 from lorafront.trainables.config import Optimizer, TrainingConfig
 from lorafront.trainables.memory_model import Shapes
+from lorafront.trainables.shipped_architectures import SHIPPED
 
 MIB = 2**20
 OUT_OF_MEMORY = "out of memory"
 
-# Sizes of published models, as in their config.json; the first is a Llama of GPT-2's size.
+MEASURED = ("qwen2.5-0.5b", "llama-3.2-1b", "phi-2", "qwen2.5-7b", "llama-3.1-8b")
+SMALL = {
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "vocab_size": 512,
+}
+# The first is a Llama of GPT-2's size.
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
-    "llama-0.1B": ("llama", {"hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 12,
-                             "num_attention_heads": 12, "vocab_size": 32000, "tie_word_embeddings": True}),
-    "Qwen2.5-0.5B": ("qwen2", {"hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24,
-                               "num_attention_heads": 14, "num_key_value_heads": 2, "vocab_size": 151936,
-                               "tie_word_embeddings": True}),
-    "Llama-3.2-1B": ("llama", {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16,
-                               "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 128256,
-                               "tie_word_embeddings": True, "max_position_embeddings": 131072}),
-    "Phi-2": ("phi", {"hidden_size": 2560, "intermediate_size": 10240, "num_hidden_layers": 32,
-                      "num_attention_heads": 32, "vocab_size": 51200, "partial_rotary_factor": 0.4,
-                      "resid_pdrop": 0.1}),
-    "Qwen2.5-7B": ("qwen2", {"hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28,
-                             "num_attention_heads": 28, "num_key_value_heads": 4, "vocab_size": 152064}),
-    "Llama-3-8B": ("llama", {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
-                             "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 128256,
-                             "max_position_embeddings": 8192}),
-    "tiny-llama": ("llama", {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 3,
-                             "num_attention_heads": 2, "vocab_size": 512}),
-    "tiny-phi": ("phi", {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 3,
-                         "num_attention_heads": 2, "vocab_size": 512}),
+    "llama-0.1b": (
+        "llama",
+        {
+            "hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 12, "num_attention_heads": 12,
+            "vocab_size": 32000, "tie_word_embeddings": True,
+        },
+    ),
+    **{name: SHIPPED[name] for name in MEASURED},
+    "tiny-llama": ("llama", SMALL),
+    "tiny-phi": ("phi", SMALL),
 }  # fmt: skip
 TINY = tuple(name for name in MODELS if name.startswith("tiny"))
 

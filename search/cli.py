@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lorafront.spaces.errors import InvalidInput, LorafrontError, NoFront, StateUnreadable
+from lorafront.spaces.errors import InvalidInput, LorafrontError, NoFront
 from lorafront.trainables.shipped_architectures import SHIPPED
 
 if TYPE_CHECKING:
@@ -225,58 +225,28 @@ def extend(
 @app.command(name="list")
 def list_searches(root: Root = None, as_json: Json = False) -> None:
     """List the searches."""
-    from lorafront.search.front import front_of
-    from lorafront.search.study_table import read_study
-    from lorafront.search.tables import short
+    from lorafront.search.tables import plain_table, search_rows
 
     paths = _root(root)
-    rows: list[dict[str, Any]] = []
-    for name in paths.names():
-        try:
-            table = read_study(paths.search(name).study_db)
-        except StateUnreadable:  # said in full by `status`; the others are listed all the same
-            rows.append({"name": name, "trials": "unreadable", "budget": "", "running": "", "front": "", "model": ""})
-            continue
-        rows.append(
-            {
-                "name": name,
-                "trials": len(table.counted),
-                "budget": table.search.budget.trials,
-                "running": len(table.running),
-                "front": len(front_of(table)),
-                "model": short(table.search.model.name),
-            }
-        )
+    rows = search_rows(paths)
     if as_json:
         typer.echo(json.dumps(rows, indent=2))
     elif not rows:
         typer.echo(f"no search under {paths.root.resolve()}")
     else:
-        _print_rows(rows)
+        _console().print(plain_table(rows))
 
 
 @app.command()
 def status(name: Name, root: Root = None, as_json: Json = False) -> None:
     """Show every trial of a search and where it stands."""
     from lorafront.search.ownership import is_driven
-    from lorafront.search.tables import failure_lines, summary, trials_table
+    from lorafront.search.tables import failure_lines, summary, trial_rows, trials_table
 
     table, paths = _study(name, root)
     driven = is_driven(paths)
     if as_json:
-        rows = [
-            {
-                "trial": trial.number,
-                "state": trial.state,
-                "outcome": trial.outcome.stored if trial.outcome else None,
-                "params": trial.lora.model_dump(mode="json"),
-                "rows": trial.last.rows if trial.last else 0,
-                "measurements": trial.measurements,
-                "error": trial.result.error if trial.result else "",
-            }
-            for trial in table.trials
-        ]
-        typer.echo(json.dumps(rows, indent=2))
+        typer.echo(json.dumps(trial_rows(table), indent=2))
         return
     _console().print(trials_table(table, driven=driven))
     typer.echo(summary(table))
@@ -451,19 +421,6 @@ def _conclude(table: StudyTable, root: RootPaths, seconds: float) -> None:
     typer.echo(f"MLflow:  lorafront ui{option}" if own_store else "MLflow:  on the server that tracking names")
     if not members:
         raise NoFront(f"search {paths.name!r} ended without a feasible trial at full fidelity")
-
-
-def _print_rows(rows: list[dict[str, Any]]) -> None:
-    from rich.table import Table
-
-    from lorafront.search.tables import COMPACT
-
-    table = Table(**COMPACT)
-    for key in rows[0]:
-        table.add_column(key, overflow="fold")
-    for row in rows:
-        table.add_row(*(str(value) for value in row.values()))
-    _console().print(table)
 
 
 if __name__ == "__main__":

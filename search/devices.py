@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import psutil
@@ -20,6 +23,7 @@ CONTEXT = 768 * MIB  # CUDA's context, kernels and fragmentation, until a trial 
 LIBRARIES = GIB  # resident in a worker without a GPU beside its tensors; 0.7 to 0.8 GiB measured
 LARGE = 1 / 8  # of a machine's memory that weights in all workers may take before trials are placed by memory
 WORKER, MACHINE = "a worker", "this machine"
+CGROUP = Path("/sys/fs/cgroup")  # of this container
 
 
 def placement(search: SearchFile, facts: ModelFacts, pretended: Sequence[Devices] = ()) -> Placement:
@@ -33,19 +37,39 @@ def placement(search: SearchFile, facts: ModelFacts, pretended: Sequence[Devices
     resources = search.resources
     alone = WHOLE if any(objective.alone for objective in search.objective_list) else None
     fixed = alone if resources.gpus_per_trial == "auto" else int(resources.gpus_per_trial * WHOLE)
-    workers = max(1, (psutil.cpu_count() or 1) // resources.cpus_per_trial)
+    workers = max(1, cores() // resources.cpus_per_trial)
     workers = min(workers, resources.max_concurrent or workers)
     if pretended:
         return Placement(pretended, fixed, workers)
     if torch.cuda.is_available():
         return Placement([_gpus()], fixed, workers)
-    memory = psutil.virtual_memory().available
+    memory = free_memory()
     if resources.memory_per_worker is not None:
         size = parse_size(resources.memory_per_worker)
         return Placement([Devices(WORKER, size, max(1, min(workers, memory // size)), LIBRARIES)], WHOLE)
     if facts.parameters * torch.float32.itemsize * workers > memory * LARGE:
         return Placement([Devices(MACHINE, memory, 1, LIBRARIES)], alone, workers)
     return Placement()  # all that fits at once is far less than there is
+
+
+def cores() -> int:
+    """CPU cores that this process may use: those of its container, where it is in one."""
+    own = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota, _, period = _cgroup("cpu.max").partition(" ")
+    return max(1, min(own, int(quota) // int(period))) if quota.isdigit() else own
+
+
+def free_memory() -> int:
+    """Bytes of memory that are free: those of its container, where it is in one."""
+    own = int(psutil.virtual_memory().available)
+    most, used = _cgroup("memory.max"), _cgroup("memory.current")
+    return max(0, min(own, int(most) - int(used))) if most.isdigit() and used.isdigit() else own
+
+
+def _cgroup(name: str) -> str:
+    with contextlib.suppress(OSError):
+        return (CGROUP / name).read_text(encoding="ascii").strip()
+    return ""
 
 
 def _free(index: int) -> int:

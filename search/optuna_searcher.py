@@ -25,6 +25,7 @@ from lorafront.trainables.fault_points import reached
 from lorafront.trainables.outcome import Outcome
 from lorafront.trainables.trial import Report
 
+PATIENCE = 8  # new trials that may begin before one that waits for room gets the next
 LOST = Report(0, {}, Outcome.INFRA_LOST, "the worker process died")
 HUNG = Report(0, {}, Outcome.TIMEOUT, "the worker made no progress and was ended")
 KILLED = Report(0, {}, Outcome.HOST_OOM, "the worker process was ended because the machine ran out of memory")
@@ -41,7 +42,7 @@ class Workplace:
         hung: told that a trial has ended, says whether its worker was ended because it hung.
         killed: whether the machine ran out of memory since this was asked before.
         seat: which part of a device a trial gets.
-        learn: told what a trial reported, and the sixteenths of a device that it had.
+        learn: told what a trial reported, and where it sat.
         placement: who sits where.
     """
 
@@ -51,7 +52,7 @@ class Workplace:
     hung: Callable[[int], bool] = lambda _: False
     killed: Callable[[], bool] = lambda: False
     seat: Callable[[int, LoraConfiguration], Seat] = lambda _number, _lora: ANYWHERE
-    learn: Callable[[int, LoraConfiguration, Report, int], None] = lambda *_: None
+    learn: Callable[[int, LoraConfiguration, Report, Seat], None] = lambda *_: None
     placement: Placement = field(default_factory=Placement)
 
 
@@ -88,7 +89,8 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]  # Ray is untyped
         self._waiting = Waiting(list(unfinished))
         self._again = {number for number, _ in unfinished}  # an earlier attempt may know of rungs that we never heard
         self._rule = rule or Never()
-        self._held: int | None = None  # a new trial that waits for room
+        self._held: int | None = None  # the trial that waits for room; nothing new is asked for before it has some
+        self._passed = 0  # new trials that began while others waited for room
         self._running: dict[str, int] = {}
         self._steering = steering or Unsteered()
 
@@ -149,7 +151,8 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]  # Ray is untyped
     def _following(self, worker: str | None) -> tuple[int, LoraConfiguration] | None:
         """The next trial that a worker goes on with; of a new worker, that there is room for.
 
-        A new one that has no room waits for it, and no other is asked for meanwhile: it would never get any.
+        A new one that has no room waits for it, and no other is asked for meanwhile: it would never get any. One that
+        is to be run again waits without holding up others, but not for ever.
         """
         placement = self._workplace.placement
 
@@ -167,6 +170,10 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]  # Ray is untyped
                 self._waiting.add(*following)
                 self._held = following[0]
                 return None
+            self._passed += bool(self._waiting)
+            if self._passed >= PATIENCE:
+                self._held = self._waiting.oldest(frozenset(self._running.values()))
+                self._passed = 0
         if following is not None and following[0] == self._held:
             self._held = None
         return following
@@ -189,8 +196,8 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]  # Ray is untyped
             self._left(trial_id)  # unfinished in the study; its checkpoint has what it did
             self._halt(f"a rung of trial {number} could not be stored ({_reason(failure)})")
             return True
-        share = self._workplace.placement.seat_of(trial_id).share
-        self._workplace.learn(number, self.ledger.configurations[number], report, share)
+        seat = self._workplace.placement.seat_of(trial_id)
+        self._workplace.learn(number, self.ledger.configurations[number], report, seat)
         self.observer.reported(number, report)
         measured = len(values) == len(self.ledger.search.objective_list)  # a user's function is at the last rung only
         return measured and self._rule.stops(number, report.rows, values)
@@ -205,14 +212,14 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]  # Ray is untyped
         if trial_id not in self._running:
             placement.leave(trial_id)  # Ray Tune's own word that the worker goes
             return
-        share = placement.seat_of(trial_id).share
+        seat = placement.seat_of(trial_id)
         number, hung = self._left(trial_id)
         if error:
             placement.leave(trial_id)
         gone = HUNG if hung else KILLED if error and self._workplace.killed() else LOST
         report = Report.from_json(json.loads(result[REPORT])) if result and REPORT in result and not error else None
         try:
-            self._end(number, report, gone, share)
+            self._end(number, report, gone, seat)
         except Exception as failure:  # noqa: BLE001  # this is Ray's side of the fence, as said above
             self._halt(f"the end of trial {number} could not be stored ({_reason(failure)})")
 
@@ -222,7 +229,7 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]  # Ray is untyped
         self._steering.attempt_ended(number)
         return number, self._workplace.hung(number)
 
-    def _end(self, number: int, report: Report | None, gone: Report, share: int) -> None:
+    def _end(self, number: int, report: Report | None, gone: Report, seat: Seat) -> None:
         if report is not None and report.outcome is None and not report.paused:
             report = replace(report, outcome=Outcome.STOPPED)
         written = self._workplace.recover(number) if report is None or number in self._again else []
@@ -231,7 +238,7 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]  # Ray is untyped
             if one.at_rung:
                 self.ledger.record_rung(number, one)
         last = reports[-1]
-        self._workplace.learn(number, self.ledger.configurations[number], last, share)
+        self._workplace.learn(number, self.ledger.configurations[number], last, seat)
         if last.paused:
             self.observer.reported(number, last)
             return  # unfinished in the study: `resume` goes on with it

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from lorafront.spaces.errors import NotTraced
 from lorafront.trainables.data import TokenData, largest_batch
@@ -12,7 +12,21 @@ if TYPE_CHECKING:
     from lorafront.search.search_file import SearchFile
     from lorafront.spaces.lora import LoraConfiguration
     from lorafront.trainables.config import TrainingConfig
-    from lorafront.trainables.memory_model import Breakdown, MemoryModel, Shapes
+    from lorafront.trainables.memory_model import MemoryModel, Shapes
+
+RESIDENT = ("base", "adapters", "optimizer", "workspace")
+
+
+class Predicted(NamedTuple):
+    """Bytes of tensors.
+
+    Attributes:
+        peak: of a training step, which is the objective.
+        needed: that the process must be able to hold: at that peak, or in an evaluation where it takes more.
+    """
+
+    peak: int
+    needed: int
 
 
 class PeakMemory:
@@ -32,14 +46,21 @@ class PeakMemory:
         self._task = task_named(search.task)
         self._tokens = tokens
         self._rows = rows
+        self._longest = max(int(one.lengths.max()) for one in (tokens.evaluation, *tokens.also.values()))
         self._largest: dict[tuple[int, int], Shapes] = {}
 
-    def breakdown(self, lora: LoraConfiguration, training: TrainingConfig) -> Breakdown | None:
-        """Predicted bytes; None where the model cannot be traced."""
+    def predict(self, lora: LoraConfiguration, training: TrainingConfig) -> Predicted | None:
+        """Of a trial that is executed so; None where the model cannot be traced."""
+        shapes = self.largest(lora)
         try:
-            return self._model.predict(lora, training, self.largest(lora))
+            found = self._model.predict(lora, training, shapes)
         except NotTraced:
             return None
+        # An evaluation holds logits and no activations; they grow with its batch and its longest row.
+        batch = training.eval_batch_size or lora.batch_size
+        size = shapes.rows * (shapes.tokens + shapes.completion)
+        logits = found.parts["logits"] * batch * self._longest // size
+        return Predicted(found.total, max(found.total, logits + sum(found.parts[name] for name in RESIDENT)))
 
     def largest(self, lora: LoraConfiguration) -> Shapes:
         """Sizes of the largest batch."""

@@ -7,19 +7,17 @@ fragmentation on a GPU, libraries on a CPU).
 
 from __future__ import annotations
 
-import math
-import statistics
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
+from lorafront.search.correction import Correction
 from lorafront.spaces.errors import InvalidInput
 from lorafront.spaces.sizes import parse_size, size_text
 
 WHOLE = 16
 # Few sizes, so that one trial's worker can go on with the next; each as large as so many at once allow.
 STEPS = (1, 2, 3, 4, 5, 8, 11, WHOLE)
-MARGIN = 0.08  # of the tensors; the error that the predictions for GPUs may have at their 95th percentile
-REMEMBERED = 32  # measurements behind a correction
 
 
 @dataclass(frozen=True)
@@ -30,14 +28,14 @@ class Devices:
         name: of the type.
         bytes: of each that trials may use.
         count: how many there are.
-        beside: bytes that a process takes beside its tensors, before any was measured; 0 counts tensors alone.
+        context: bytes that a process takes beside its allocator's, before any was measured; 0 counts tensors alone.
         gpus: they are GPUs to Ray.
     """
 
     name: str
     bytes: int
     count: int = 1
-    beside: int = 0
+    context: int = 0
     gpus: bool = False
 
     def share(self, need: int) -> int | None:
@@ -56,17 +54,17 @@ class Seat:
     Attributes:
         share: in sixteenths of a device; a multiple of 16 is so many devices.
         devices: of which type.
-        beside: bytes that a process takes there beside its tensors.
+        context: bytes that a process takes there beside its allocator's.
     """
 
     share: int
     devices: Devices
-    beside: int
+    context: int
 
     @property
     def cap(self) -> int | None:
-        """Bytes of tensors that a process may hold there; None where it sits on no device."""
-        return max(1, min(self.share, WHOLE) * self.devices.bytes // WHOLE - self.beside) if self.share else None
+        """Bytes that its allocator may take there; None where it sits on no device."""
+        return max(1, min(self.share, WHOLE) * self.devices.bytes // WHOLE - self.context) if self.share else None
 
     @property
     def gpus(self) -> float:
@@ -75,60 +73,6 @@ class Seat:
 
 
 ANYWHERE = Seat(0, Devices("none", 0, 0), 0)  # trials need no device
-
-
-@dataclass
-class Correction:
-    """What trials of one base key on one type of device taught about predictions.
-
-    Attributes:
-        ratios: measured over predicted bytes of tensors, the newest last.
-        beside: bytes of the process beside its tensors, the largest seen; None before any was.
-        margin: of the tensors, on top of the corrected prediction.
-        ran_out_whole: the least predicted bytes that ran out of memory with a whole device; None where none did.
-    """
-
-    ratios: list[float] = field(default_factory=list)
-    beside: int | None = None
-    margin: float = MARGIN
-    ran_out_whole: int | None = None
-
-    @property
-    def ratio(self) -> float:
-        """By which predictions are multiplied."""
-        return statistics.median(self.ratios) if self.ratios else 1.0
-
-    def expected(self, predicted: int) -> int:
-        """Bytes of tensors."""
-        return math.ceil(predicted * self.ratio)
-
-    def need(self, predicted: int, devices: Devices) -> int:
-        """Bytes of the process that a share must hold."""
-        widest = max([self.margin, *(ratio / self.ratio - 1 for ratio in self.ratios)])
-        return math.ceil(self.expected(predicted) * (1 + widest)) + self.beside_on(devices)
-
-    def beside_on(self, devices: Devices) -> int:
-        """Bytes of the process beside its tensors."""
-        return devices.beside if self.beside is None or not devices.beside else self.beside
-
-    def measured(self, predicted: int, allocated: int, process: int | None) -> None:
-        """Learn from a trial that ran: bytes of its tensors at the peak, and of its process where it is known."""
-        self.ratios = [*self.ratios[1 - REMEMBERED :], allocated / predicted]
-        if process is not None:
-            self.beside = max(self.beside or 0, process - allocated)
-
-    def ran_out(self, predicted: int, wanted: int, *, whole: bool) -> None:
-        """Learn from a trial that ran out of memory.
-
-        Args:
-            predicted: bytes of tensors.
-            wanted: bytes of tensors that it held and asked for; 0 where that is not known.
-            whole: it had the whole device.
-        """
-        known = wanted / self.expected(predicted) - 1 + MARGIN
-        self.margin = max(known, self.margin + MARGIN)
-        if whole:
-            self.ran_out_whole = min(predicted, self.ran_out_whole or predicted)
 
 
 class Placement:
@@ -166,11 +110,12 @@ class Placement:
         if not self.types:
             return ""
         correction, largest = self.correction(key), self.types[-1]
-        need = correction.expected(predicted) + correction.beside_on(largest)
+        context = correction.context_or(largest.context)
+        need = correction.expected(predicted) + context
         if need > largest.bytes:
             return f"it needs {size_text(need)}, and {largest.name} has {size_text(largest.bytes)}"
-        if correction.ran_out_whole is not None and predicted >= correction.ran_out_whole:
-            return f"it needs no less than a trial that ran out of memory with a whole {largest.name}"
+        if correction.hopeless(predicted, largest.bytes - context):
+            return f"it needs no less than a trial that ran out of memory on {largest.name}"
         return ""
 
     def seat(self, key: str, predicted: int | None, *, alone: bool = False) -> Seat:
@@ -187,9 +132,9 @@ class Placement:
         if self._fixed is not None:
             share = max(WHOLE, self._fixed) if alone else self._fixed
         elif predicted is not None and not alone:
-            held = ((one.share(self.correction(key, one).need(predicted, one)), one) for one in self.types)
+            held = ((one.share(self.correction(key, one).need(predicted, one.context)), one) for one in self.types)
             share, devices = next(((step, one) for step, one in held if step is not None), (share, devices))
-        return Seat(share, devices, self.correction(key, devices).beside_on(devices))
+        return Seat(share, devices, self.correction(key, devices).context_or(devices.context))
 
     def widened(self, seat: Seat) -> Seat:
         """As large as the cores allow, where there is room: its worker can go on with more trials then."""
@@ -261,10 +206,12 @@ def rehearsed(text: str) -> list[Devices]:
         InvalidInput: it cannot be read.
     """
     try:
-        sizes = [(int(count), parse_size(size)) for count, _, size in map(_times, filter(None, text.split(",")))]
+        counts: Counter[int] = Counter()
+        for count, _, size in map(_times, filter(None, text.split(","))):
+            counts[parse_size(size)] += int(count)
     except ValueError as error:
         raise InvalidInput(f"--devices must be such as 2x24GB,80GB ({error})") from error
-    return [Devices(f"a rehearsed GPU of {size_text(size)}", size, count, gpus=True) for count, size in sizes]
+    return [Devices(f"a rehearsed GPU of {size_text(size)}", size, count, gpus=True) for size, count in counts.items()]
 
 
 def _times(text: str) -> tuple[str, str, str]:

@@ -12,8 +12,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
+from lorafront.search.correction import Correction
 from lorafront.search.devices import CONTEXT
-from lorafront.search.placement import MARGIN, WHOLE, Correction, Devices
+from lorafront.search.placement import WHOLE, Devices
 from lorafront.search.plan_subject import Subject
 from lorafront.spaces.errors import InvalidInput, NotTraced, Problem
 from lorafront.spaces.lora import LoraConfiguration
@@ -49,7 +50,7 @@ class Row:
         shapes: of its largest batch.
         configurations: how many there are.
         peak: predicted bytes of tensors, by what they are for.
-        need: bytes of its process on a GPU.
+        need: bytes of its process on a GPU of its own.
         at_once: by name of the GPU, how many trials it carries side by side; 0 where not even one fits.
     """
 
@@ -118,7 +119,7 @@ def parse_gpus(text: str) -> tuple[Devices, ...]:
         sizes = {parse_size(part) for part in text.split(",")}
     except ValueError as error:
         raise InvalidInput([Problem(("--gpu",), str(error))]) from error
-    return tuple(Devices(_name(size), size, beside=CONTEXT) for size in sorted(sizes))
+    return tuple(Devices(_name(size), size, context=CONTEXT) for size in sorted(sizes))
 
 
 def _name(size: int) -> str:
@@ -127,7 +128,7 @@ def _name(size: int) -> str:
 
 def room(gpu: Devices) -> int:
     """Predicted bytes of tensors that a GPU takes at most."""
-    return int((gpu.bytes - gpu.beside) / (1 + MARGIN))
+    return gpu.bytes - gpu.context
 
 
 def plan(subject: Subject, gpus: tuple[Devices, ...]) -> Plan:
@@ -163,7 +164,9 @@ def _predict(subject: Subject, lora: LoraConfiguration, shapes: Shapes) -> Break
 
 
 def _share(peak: Breakdown, gpu: Devices) -> int | None:
-    return gpu.share(Correction().need(peak.total, gpu))
+    """As a search places trials: with a margin beside others, a whole GPU where it just fits."""
+    share = gpu.share(Correction().need(peak.total, gpu.context))
+    return WHOLE if share is None and peak.total <= room(gpu) else share
 
 
 def _row(
@@ -171,7 +174,7 @@ def _row(
 ) -> Row:
     shares = {gpu.name: _share(peak, gpu) for gpu in gpus}
     at_once = {name: WHOLE // share if share else 0 for name, share in shares.items()}
-    return Row(lora, subject.largest(lora), configurations, peak, Correction().need(peak.total, gpus[0]), at_once)
+    return Row(lora, subject.largest(lora), configurations, peak, peak.total + gpus[0].context, at_once)
 
 
 def limits(plan: Plan, row: Row) -> dict[str, Limits]:

@@ -89,7 +89,7 @@ def answer(question: Question, gpus: tuple[Devices, ...], root: RootPaths) -> An
         )  # fmt: skip
         return Answer(plan(subject, gpus))
     traced.mkdir(parents=True, exist_ok=True)  # what the checks trace, the plan need not
-    prepared = check(read_search_file(question.file), root, question.file.absolute().parent, devices=[ANY])
+    prepared = check(read_search_file(question.file), root, question.file.absolute().parent, devices=[ANY], kind="cuda")
     subject = of_search(prepared, traced)
     broken = sum(bool(prepared.breaks(lora)) for lora in subject.configurations)
     return Answer(plan(subject, gpus), estimate(prepared, root, question.tflops), broken)

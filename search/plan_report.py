@@ -10,8 +10,8 @@ from typing import Any
 
 from rich.table import Table
 
+from lorafront.search.correction import MARGIN
 from lorafront.search.devices import CONTEXT
-from lorafront.search.placement import MARGIN
 from lorafront.search.plan import LARGEST_BATCH, OVER, TIERS, Limits, Plan, Row, limits
 from lorafront.search.plan_question import Answer
 from lorafront.search.tables import COMPACT
@@ -64,10 +64,10 @@ def lines(answer: Answer) -> list[str]:
 
 def notes(plan: Plan) -> list[str]:
     """What the numbers are, and what they are not."""
-    beside = f"{MARGIN:.0%} more as a margin and {CONTEXT // MIB} MiB of context (an estimate)"
+    beside = f"{CONTEXT // MIB} MiB of context (an estimate), several at once each for {MARGIN:.0%} more"
     return [
         "predicted tensors at the peak of a training step on CUDA, by formulas that no GPU has measured yet",
-        f"what fits leaves room for {beside}; cards may offer less than their name says",
+        f"what fits has room for {beside}; cards may offer less than their name says",
         *plan.subject.notes,
     ]
 

@@ -6,15 +6,14 @@
 from __future__ import annotations
 
 import inspect
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
-from lorafront.search.devices import placement
+from lorafront.search.devices import MACHINE, cores, placement
 from lorafront.search.known_limits import breaking, configurations
 from lorafront.search.paths import RootPaths
 from lorafront.search.peak_memory import PeakMemory
@@ -39,11 +38,20 @@ from lorafront.trainables.row_sets import read_sets
 from lorafront.trainables.task import TASKS, Task, task_named
 from lorafront.trainables.user_code import is_reference, load_reference
 
+if TYPE_CHECKING:
+    from lorafront.trainables.memory_trace import DeviceKind
+
 T = TypeVar("T")
 
 
 def check(
-    search: SearchFile, root: RootPaths, near: Path, *, warm: bool = True, devices: Sequence[Devices] = ()
+    search: SearchFile,
+    root: RootPaths,
+    near: Path,
+    *,
+    warm: bool = True,
+    devices: Sequence[Devices] = (),
+    kind: DeviceKind | None = None,
 ) -> Prepared:
     """Check a search against its model, its data and this machine.
 
@@ -53,6 +61,7 @@ def check(
         near: folder of the search file; local paths that are not under the current folder are looked for there.
         warm: read the searches that `warm_start` names.
         devices: to place trials on as if they were there; none is what there is.
+        kind: of device whose memory is predicted; None is that of this machine.
 
     Raises:
         InvalidInput: all problems found, each with its key path.
@@ -64,7 +73,7 @@ def check(
     config = checks.run(lambda: models.load_config(located.model))
     tokenizer = checks.run(lambda: models.load_tokenizer(located.model)) if config is not None else None
     facts = checks.run(lambda: model_facts(config, task)) if config is not None and task is not None else None
-    checks.problems += _machine(located)
+    checks.problems += _machine(located, devices)
     checks.problems += _objectives(located, task)
     downloads = (checks.run(lambda: _downloads(located.model), "model") if config is not None else None) or []
     resolved: dict[str, modules.Resolved] = {}
@@ -108,8 +117,14 @@ def check(
     notes = (*prepared[1].notes, *checks.notes, *_notes(located, rungs, max(rows_per_step)))
     ready = Prepared(located, facts, resolved, prepared[0], prepared[1], rungs, notes, tuple(downloads))
     seats = placement(located, facts, devices)
-    ready = replace(ready, placement=seats, memory=_memory(ready, config, root) if _asked(located, seats) else None)
-    return _with_starts(ready, root if warm else None)
+    memory = _memory(ready, config, root, kind or _kind()) if _asked(located, seats) else None
+    if memory is None and seats.types and seats.types[0].name == MACHINE:
+        seats = Placement()  # else each trial had the whole machine to itself
+    return _with_starts(replace(ready, placement=seats, memory=memory), root if warm else None)
+
+
+def _kind() -> DeviceKind:
+    return "cuda" if models.device().type == "cuda" else "cpu"
 
 
 def _asked(search: SearchFile, seats: Placement) -> bool:
@@ -117,20 +132,16 @@ def _asked(search: SearchFile, seats: Placement) -> bool:
     return bool(seats.types) or any(limit.name == VRAM for limit in search.limits)
 
 
-def _memory(ready: Prepared, config: Any, root: RootPaths) -> PeakMemory | None:
+def _memory(ready: Prepared, config: Any, root: RootPaths, kind: DeviceKind) -> PeakMemory | None:
     """For the tasks whose batches are known, where the closed form is that of the step."""
-    from lorafront.trainables.memory_model import MemoryModel, exact  # imports a session's libraries, seconds
+    from lorafront.trainables.memory_model import LATEST, MemoryModel, exact  # imports a session's libraries, seconds
 
     search = ready.search
     if search.task not in TASKS or not exact(config, search.data.max_length):
         return None
-    traced = root.traced.absolute()
-    on = models.device()
-    model = MemoryModel(
-        config, task_named(search.task), ready.tokens.labels, search.model.attention, traced,
-        "cuda" if on.type == "cuda" else "cpu",
-        torch.cuda.get_device_capability(on)[0] if on.type == "cuda" else 0,
-    )  # fmt: skip
+    capability = torch.cuda.get_device_capability()[0] if torch.cuda.is_available() else LATEST
+    task, traced = task_named(search.task), root.traced.absolute()
+    model = MemoryModel(config, task, ready.tokens.labels, search.model.attention, traced, kind, capability)
     return PeakMemory(model, search, ready.tokens, ready.rungs[-1])
 
 
@@ -287,15 +298,15 @@ def _downloads(model: ModelConfig) -> list[str]:
     return [f"{size} of weights of {model.name}, in {len(missing)} file{'s' if len(missing) > 1 else ''}"]
 
 
-def _machine(search: SearchFile) -> list[Problem]:
+def _machine(search: SearchFile, devices: Sequence[Devices]) -> list[Problem]:
     on = models.device()
     problems = []
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if search.resources.cpus_per_trial > cores:
-        message = f"{search.resources.cpus_per_trial} is more than the {cores} cores of this machine"
+    if search.resources.cpus_per_trial > cores():
+        message = f"{search.resources.cpus_per_trial} is more than the {cores()} cores of this machine"
         problems.append(Problem(("resources", "cpus_per_trial"), message))
-    gpus, wanted = torch.cuda.device_count(), search.resources.gpus_per_trial
-    if on.type == "cuda" and wanted != "auto" and wanted > gpus:
+    gpus = sum(one.count for one in devices) or torch.cuda.device_count()
+    wanted = search.resources.gpus_per_trial
+    if gpus and wanted != "auto" and wanted > gpus:
         problems.append(
             Problem(("resources", "gpus_per_trial"), f"{wanted:g} is more than the {gpus} GPUs of this machine")
         )

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lorafront.search.peak_memory import PeakMemory
+from lorafront.search.peak_memory import PeakMemory, Predicted
 from lorafront.search.placement import Placement
 from lorafront.search.search_file import SearchFile
 from lorafront.search.start_points import Starts
@@ -101,27 +101,26 @@ class Prepared:
             known[VRAM] = expected / GIB
         return {name: value for name, value in known.items() if name not in floors}  # a lower bound cannot break those
 
-    def predicted_bytes(self, lora: LoraConfiguration) -> int | None:
-        """Bytes of tensors at the peak; None where that is not predicted."""
-        return self._predicted(lora, self.execution(lora))
-
-    def _predicted(self, lora: LoraConfiguration, execution: Execution) -> int | None:
+    def predicted(self, lora: LoraConfiguration) -> Predicted | None:
+        """Memory before it runs; None where that is not predicted."""
         if self.memory is None:
             return None
-        found = self.memory.breakdown(*execution.applied(lora, self.search.training))
-        return found.total if found is not None else None
+        return self.memory.predict(*self.execution(lora).applied(lora, self.search.training))
+
+    def expected_bytes(self, lora: LoraConfiguration) -> int | None:
+        """Bytes of tensors at the peak as predicted, corrected by what trials on this base measured."""
+        predicted = self.predicted(lora)
+        return None if predicted is None else self.placement.correction(lora.quantization).expected(predicted.peak)
 
     def execution(self, lora: LoraConfiguration) -> Execution:
         """How a configuration is executed: as the file says, or the quickest way that is expected to fit.
 
         Where none fits it is the one that takes the least memory, and that is refused.
         """
-        if lora.fingerprint not in self._executions:
-            self._executions[lora.fingerprint] = self._solved(lora)
-        return self._executions[lora.fingerprint]
+        return self._executions.get(lora.fingerprint) or self._solved(lora)
 
     def keep_execution(self, lora: LoraConfiguration, execution: Execution) -> None:
-        """That of a trial that an earlier driver began."""
+        """That of a trial that begins, or that an earlier driver began: it stays, whatever is learnt."""
         self._executions[lora.fingerprint] = execution
 
     def _solved(self, lora: LoraConfiguration) -> Execution:
@@ -130,32 +129,26 @@ class Prepared:
             return least
         fewest: float = math.inf
         for way in executions(lora, training, self.memory.largest(lora).tokens):
-            predicted = self._predicted(lora, way)
+            predicted = self.memory.predict(*way.applied(lora, training))
             if predicted is None:
                 return Execution.given(lora, training)
-            expected = self.placement.correction(lora.quantization).expected(predicted)
-            if not self._too_much(lora, predicted, expected):
+            if not self._too_much(lora, predicted):
                 return way
-            if predicted < fewest:
-                least, fewest = way, predicted
+            if predicted.needed < fewest:
+                least, fewest = way, predicted.needed
         return least
 
-    def _too_much(self, lora: LoraConfiguration, predicted: int, expected: int) -> str:
-        """Why bytes of tensors, as predicted and as corrected, are too many; empty where they are not."""
-        return broken_limit(self.search.limits, {VRAM: expected / GIB}) or self.placement.too_large(
-            lora.quantization, predicted
-        )
-
-    def expected_bytes(self, lora: LoraConfiguration) -> int | None:
-        """The same, corrected by what trials on this base measured."""
-        predicted = self.predicted_bytes(lora)
-        return None if predicted is None else self.placement.correction(lora.quantization).expected(predicted)
+    def _too_much(self, lora: LoraConfiguration, predicted: Predicted) -> str:
+        """Why it is more than a limit on the peak allows or any device has; empty where it is not."""
+        expected = self.placement.correction(lora.quantization).expected(predicted.peak)
+        broken = broken_limit(self.search.limits, {VRAM: expected / GIB})
+        return broken or self.placement.too_large(lora.quantization, predicted.needed)
 
     def breaks(self, lora: LoraConfiguration) -> str:
         """Why a configuration is in vain: a limit that it is known to break, or memory; empty where it is not."""
         broken = broken_limit(self.search.limits, self.known_before(lora))
-        predicted = self.predicted_bytes(lora)
-        return broken or ("" if predicted is None else self.placement.too_large(lora.quantization, predicted))
+        predicted = self.predicted(lora)
+        return broken or ("" if predicted is None else self._too_much(lora, predicted))
 
     def same_modules(self, module_set: str) -> str:
         """The module set of this space that means the same on this model; itself where there is none."""

@@ -63,6 +63,11 @@ class Waiting:
         else:
             self._next.append((number, lora))
 
+    def oldest(self, running: frozenset[int]) -> int | None:
+        """The one that has waited the longest and need not wait for any of `running`; None where there is none."""
+        free = [number for number, _ in self._next]
+        return next(iter([*free, *(number for number, _, beside in self._later if not beside & running)]), None)
+
     def pop(
         self, running: frozenset[int], skip: Callable[[int], bool] | None = None
     ) -> tuple[int, LoraConfiguration] | None:

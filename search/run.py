@@ -111,6 +111,8 @@ def resume_search(
             from lorafront.search.preflight import check
 
         earlier = read_study(paths.study_db)
+        # Before the check, which looks at how much memory is free.
+        end_leftovers(paths, {trial.number: trial.epoch for trial in earlier.running})
         search = earlier.search.model_copy(update={"budget": budget or earlier.search.budget})
         prepared = check(search, root, paths.folder, warm=not earlier.warmed, devices=devices)
         prepared.store()
@@ -202,7 +204,6 @@ def _drive(
     if not ledger.warmed:
         ledger.keep_observations(prepared.warm.observations)
     ledger.keep_starts(prepared.starts.points)
-    end_leftovers(paths, {trial.number: trial.epoch for trial in read_study(paths.study_db).running})
     unfinished = _reconcile(ledger, paths)
     spent = bool(limit_reached(prepared.search.budget, ledger.spent)) or (ledger.end is not None and not unfinished)
     if not spent:

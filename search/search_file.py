@@ -62,8 +62,8 @@ class Budget(Section):
 
 
 def _share(raw: object) -> object:
-    if raw == "auto":
-        return raw
+    if raw is None or raw == "auto":  # studies of the first days say nothing
+        return "auto"
     value = real(raw)
     whole = value >= 1 and value == int(value)
     if not whole and not (0 < value < 1 and value * 16 == int(value * 16)):

@@ -14,8 +14,10 @@ from rich.table import Table
 
 from lorafront.search import budget
 from lorafront.search.front import front_of, values
+from lorafront.search.paths import RootPaths
 from lorafront.search.rungs import rank_correlations
-from lorafront.search.study_table import StudyTable, TrialRecord
+from lorafront.search.study_table import StudyTable, TrialRecord, read_study
+from lorafront.spaces.errors import StateUnreadable
 from lorafront.spaces.lora import LoraConfiguration
 from lorafront.spaces.objectives import Objective, minimized
 
@@ -204,6 +206,54 @@ def trials_table(table: StudyTable, *, driven: bool = True) -> Table:
             str(trial.number), trial.lora.label, str(trial.last.rows if trial.last else 0),
             *cells(trial.measurements, objectives), state.replace("_", " "),
         )  # fmt: skip
+    return shown
+
+
+def trial_rows(table: StudyTable) -> list[dict[str, Any]]:
+    """Every trial with all that is known of it, as `status --json` prints it."""
+    return [
+        {
+            "trial": trial.number,
+            "state": trial.state,
+            "outcome": trial.outcome.stored if trial.outcome else None,
+            "params": trial.lora.model_dump(mode="json"),
+            "rows": trial.last.rows if trial.last else 0,
+            "measurements": trial.measurements,
+            "error": trial.result.error if trial.result else "",
+        }
+        for trial in table.trials
+    ]
+
+
+def search_rows(root: RootPaths) -> list[dict[str, Any]]:
+    """Every search under a root with what came of it."""
+    rows: list[dict[str, Any]] = []
+    for name in root.names():
+        try:
+            table = read_study(root.search(name).study_db)
+        except StateUnreadable:  # said in full by `status`; the others are listed all the same
+            rows.append({"name": name, "trials": "unreadable", "budget": "", "running": "", "front": "", "model": ""})
+            continue
+        rows.append(
+            {
+                "name": name,
+                "trials": len(table.counted),
+                "budget": table.search.budget.trials,
+                "running": len(table.running),
+                "front": len(front_of(table)),
+                "model": short(table.search.model.name),
+            }
+        )
+    return rows
+
+
+def plain_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """A column for each key, a line for each row."""
+    shown = Table(**COMPACT)
+    for key in rows[0]:
+        shown.add_column(key, overflow="fold")
+    for row in rows:
+        shown.add_row(*(str(value) for value in row.values()))
     return shown
 
 

@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from lorafront.search.oom_kills import KernelKills
 from lorafront.search.optuna_searcher import Workplace
-from lorafront.search.placement import WHOLE, Seat
+from lorafront.search.placement import Seat
 from lorafront.search.ray_trainable import CONFIG, ENGINE, FOLDER, KNOWN, NUMBER, ORDERS, RESOURCES
 from lorafront.search.retries import OUT_OF_MEMORY, ran_out
 from lorafront.search.study_table import StudyTable, read_study
 from lorafront.spaces.sizes import GIB
-from lorafront.trainables.outcome import Outcome
 
 if TYPE_CHECKING:
     from lorafront.search.paths import SearchPaths
@@ -36,36 +35,53 @@ class Places:
             if trial.execution is not None:
                 prepared.keep_execution(trial.lora, trial.execution)
             if trial.last is not None:
-                self.learn(trial.number, trial.lora, trial.last, WHOLE)  # what ran out did so at its last attempt
+                self.learn(trial.number, trial.lora, trial.last, None)
 
     def seat(self, number: int, lora: LoraConfiguration) -> Seat:
         """What a trial gets: a whole device once it ran out of memory."""
         placement, alone = self._prepared.placement, ran_out(self._ledger, number)
-        return placement.seat(lora.quantization, self._prepared.predicted_bytes(lora), alone=alone)
+        predicted = self._prepared.predicted(lora)
+        return placement.seat(lora.quantization, predicted and predicted.needed, alone=alone)
 
     def known(self, lora: LoraConfiguration, seat: Seat) -> dict[str, float | str]:
         """What its reports say beside what it measures."""
         predicted = self._prepared.expected_bytes(lora)
-        known: dict[str, float | str] = {"device_type": seat.devices.name} if seat.share else {}
+        known: dict[str, float | str] = {}
+        if seat.cap is not None:
+            known = {"device_type": seat.devices.name, "memory_cap_gb": seat.cap / GIB}
         return known if predicted is None else {**known, "predicted_peak_vram_gb": predicted / GIB}
 
-    def learn(self, number: int, lora: LoraConfiguration, report: Report, share: int) -> None:
-        """From a trial's first report, and from each time that it ran out of memory."""
+    def learn(self, number: int, lora: LoraConfiguration, report: Report, seat: Seat | None) -> None:
+        """From a trial's first report, and from each time that it ran out of memory.
+
+        Args:
+            number: of the trial.
+            lora: its configuration.
+            report: what it said; of a worker that died it says nothing.
+            seat: where it sat; None is what the report says.
+        """
         placement, measured = self._prepared.placement, report.measurements
-        devices = next((one for one in placement.types if one.name == measured.get("device_type")), None)
-        predicted = self._prepared.predicted_bytes(lora) if devices is not None else None
-        if predicted is None:
+        name = seat.devices.name if seat is not None else measured.get("device_type")
+        devices = next((one for one in placement.types if one.name == name), None)
+        found = self._prepared.predicted(lora) if devices is not None else None
+        if found is None:
             return
-        correction = placement.correction(lora.quantization, devices)
+        predicted, correction = found.peak, placement.correction(lora.quantization, devices)
+
+        def size(name: str) -> int:
+            return round((measured.get(name) or 0) * GIB)
+
         if report.outcome in OUT_OF_MEMORY:
-            names = ("memory_at_failure_gb", "memory_requested_gb")  # on a CPU they are not of tensors alone
-            wanted = sum(measured.get(name) or 0 for name in names) if report.outcome is Outcome.CUDA_OOM else 0
-            correction.ran_out(predicted, int(wanted * GIB), whole=share >= WHOLE)
+            asked = size("memory_requested_gb")
+            wanted = asked + size("memory_at_failure_gb") if asked else 0
+            correction.learn_ran_out(predicted, wanted, size("memory_cap_gb"))
         elif number not in self._taught and measured.get("peak_vram_gb"):
             self._taught.add(number)
-            on_gpu = measured.get("peak_vram_source") == "cuda_allocator"  # elsewhere it is not that of the peak
-            process = int(measured["process_memory_gb"] * GIB) if on_gpu else None
-            correction.measured(predicted, round(measured["peak_vram_gb"] * GIB), process)
+            on_gpu = measured.get("peak_vram_source") == "cuda_allocator"
+            allocated = size("peak_vram_gb")
+            reserved = size("peak_reserved_gb") if on_gpu else allocated
+            # On a CPU it is not that of the peak.
+            correction.learn(predicted, allocated, reserved, size("process_memory_gb") if on_gpu else 0)
 
 
 def workplace(
@@ -82,8 +98,11 @@ def workplace(
         if number in begun and begun[number] != epoch:
             adopt(paths.trial(number, begun[number]).path, folder)
         watchdog.watch(number, folder)
+        execution = prepared.execution(lora)
+        prepared.keep_execution(lora, execution)
         if prepared.search.training.execution == "auto":
-            ledger.keep_execution(number, prepared.execution(lora))
+            ledger.keep_execution(number, execution)
+        kills.more()  # what was killed before says nothing about this trial
         resources: dict[str, float] = {"cpu": prepared.search.resources.cpus_per_trial}
         if seat.devices.gpus:
             resources["gpu"] = seat.gpus

@@ -59,25 +59,29 @@ class MemoryCapExceeded(MemoryError):
     """More tensors than were allowed.
 
     Attributes:
+        held: bytes of the tensors that were there.
         requested: bytes that were asked for.
         available: bytes that were left.
     """
 
-    def __init__(self, requested: int, available: int) -> None:
+    def __init__(self, held: int, requested: int, available: int) -> None:
         """Args: as the attributes."""
+        self.held = held
         self.requested = requested
         self.available = available
         super().__init__(f"out of memory: {size_text(requested)} were asked for, {size_text(available)} were left")
 
 
 def cap_memory(cap: int | None, on: torch.device) -> None:
-    """Let this process hold so many bytes of a GPU in tensors at most; a CPU's are counted by `measure_peak`.
+    """Let the allocator of this process take so many bytes of a GPU at most; a CPU's are counted by `measure_peak`.
 
     What is asked for beyond fails with torch's own out of memory, and other processes do not notice.
     """
     if on.type == "cuda":
-        total = torch.cuda.get_device_properties(on).total_memory
-        torch.cuda.set_per_process_memory_fraction(1.0 if cap is None else min(1.0, cap / total), on)
+        index = torch.cuda.current_device()  # torch refuses a device without its number here
+        total = torch.cuda.get_device_properties(index).total_memory
+        torch.cuda.set_per_process_memory_fraction(1.0 if cap is None else min(1.0, cap / total), index)
+        torch.cuda.reset_peak_memory_stats(index)
 
 
 def measure_peak(
@@ -159,7 +163,7 @@ class LiveStorages(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch
             return
         size = -(-storage.nbytes() // ROUND) * ROUND
         if self._cap is not None and self.live + size > self._cap:
-            raise MemoryCapExceeded(size, max(0, self._cap - self.live))
+            raise MemoryCapExceeded(self.live, size, max(0, self._cap - self.live))
         self.live += size
         self.peak = max(self.peak, self.live)
         self._seen[key] = weakref.ref(storage, lambda ref: self._drop(key, ref, size))

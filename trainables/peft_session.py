@@ -159,6 +159,7 @@ class PeftSession:
             return {}
         tokenizer = load_tokenizer(self.config.model)
         devices = [self.base.device] if self.base.device.type == "cuda" else []
+        cap_memory(None, self.base.device)  # nobody predicts what they take
         measured = {}
         with torch.no_grad(), torch.random.fork_rng(devices):
             for name, reference in self.config.functions.items():
@@ -172,6 +173,7 @@ class PeftSession:
                 measured[name] = value.item() if hasattr(value, "item") else value
                 if not isinstance(measured[name], (int, float)):
                     raise TypeError(f"{reference} gave {value!r}, which is no number")
+        cap_memory(self.config.memory_cap, self.base.device)
         if any(getattr(module, "merged", False) for module in self.model.modules()):
             raise RuntimeError(
                 "a function merged the adapter into the base, which other trials use; unmerge is not exact"
@@ -273,7 +275,7 @@ class PeftSession:
             self.base.probes[sizes] = self._two_steps(largest)
         memory, cap = self.base.probes[sizes], self.config.memory_cap
         if cap is not None and memory.allocated > cap and self.base.device.type == "cpu":  # measured before
-            raise MemoryCapExceeded(memory.allocated, cap)
+            raise MemoryCapExceeded(0, memory.allocated, cap)
         return memory.in_this_process()
 
     def _sizes(self, batch: Batch) -> tuple[object, ...]:

@@ -45,6 +45,7 @@ class Measurements(TypedDict, total=False):
     memory_at_failure_gb: float
     memory_requested_gb: float
     memory_available_gb: float
+    memory_cap_gb: float
 
 
 class Session(Protocol):

@@ -41,7 +41,7 @@ SHIPPED: dict[str, tuple[str, dict[str, Any]]] = {
         "phi",
         {
             "hidden_size": 2560, "intermediate_size": 10240, "num_hidden_layers": 32, "num_attention_heads": 32,
-            "vocab_size": 51200, "max_position_embeddings": 2048,
+            "vocab_size": 51200, "max_position_embeddings": 2048, "partial_rotary_factor": 0.4, "resid_pdrop": 0.1,
         },
     ),
     "mistral-7b": (  # v0.3: without the sliding window of v0.1
@@ -49,6 +49,13 @@ SHIPPED: dict[str, tuple[str, dict[str, Any]]] = {
         {
             "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32,
             "num_key_value_heads": 8, "vocab_size": 32768, "max_position_embeddings": 32768, "sliding_window": None,
+        },
+    ),
+    "qwen2.5-7b": (
+        "qwen2",
+        {
+            "hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28, "num_attention_heads": 28,
+            "num_key_value_heads": 4, "vocab_size": 152064, "max_position_embeddings": 32768,
         },
     ),
     "llama-3.1-8b": (

@@ -285,23 +285,37 @@ def _with_error(measured: dict[str, Any]) -> dict[str, Any]:
     return {**measured, "vram_error_percent": 100 * (predicted / found - 1)} if predicted and found else measured
 
 
-_ASKED_FOR = re.compile(r"tried to allocate ([\d.]+) ?([kmg]?i?b)", re.IGNORECASE)  # torch's words
+# torch's words: "Tried to allocate 2.00 GiB … Of the allocated memory 9.10 GiB is allocated by PyTorch, and 120.00 MiB
+# is reserved by PyTorch but unallocated."
+_ASKED_FOR = re.compile(r"tried to allocate ([\d.]+) ?([kmg]?i?b)", re.IGNORECASE)
+_HELD = re.compile(r"([\d.]+) ?([kmg]?i?b) is (?:allocated|reserved) by pytorch", re.IGNORECASE)
 _UNITS = {"b": 1, "k": 2**10, "m": 2**20, "g": 2**30}
 
 
 def _memory_held(error: BaseException) -> dict[str, float]:
     """GiB that this process held when it ran out, and what it asked for and could have had, where that is known.
 
-    Held by CUDA's allocator at its peak, or resident on a CPU.
+    Held by CUDA's allocator or in tensors; resident where the machine's memory was full.
     """
-    torch = sys.modules.get("torch")
     found = {"memory_at_failure_gb": psutil.Process().memory_info().rss / GIB}
-    asked = _ASKED_FOR.search(str(error))
-    if asked is not None:
-        found["memory_requested_gb"] = float(asked[1]) * _UNITS[asked[2][0].lower()] / GIB
-    if hasattr(error, "requested") and hasattr(error, "available"):  # MemoryCapExceeded, without importing torch
-        found["memory_requested_gb"], found["memory_available_gb"] = error.requested / GIB, error.available / GIB
+    if hasattr(error, "held") and hasattr(error, "requested") and hasattr(error, "available"):  # MemoryCapExceeded
+        return {
+            "memory_at_failure_gb": error.held / GIB,
+            "memory_requested_gb": error.requested / GIB,
+            "memory_available_gb": error.available / GIB,
+        }
+    torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_initialized():
         found["memory_at_failure_gb"] = torch.cuda.max_memory_allocated() / GIB
-        found["memory_available_gb"] = torch.cuda.mem_get_info()[0] / GIB
+        with contextlib.suppress(RuntimeError):  # the device is broken
+            found["memory_available_gb"] = torch.cuda.mem_get_info()[0] / GIB
+    asked, held = _ASKED_FOR.search(str(error)), _HELD.findall(str(error))
+    if asked is not None:
+        found["memory_requested_gb"] = _gib(asked[1], asked[2])
+    if held:
+        found["memory_at_failure_gb"] = sum(_gib(*size) for size in held)
     return found
+
+
+def _gib(number: str, unit: str) -> float:
+    return float(number) * _UNITS[unit[0].lower()] / GIB

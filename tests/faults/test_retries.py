@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from fault_support import Forks, search_file, verdict
 
-from lorafront.search.optuna_searcher import REPORT, OptunaSearcher, Workplace
+from lorafront.search.optuna_searcher import PATIENCE, REPORT, OptunaSearcher, Workplace
 from lorafront.search.paths import RootPaths
 from lorafront.search.placement import Devices, Placement
 from lorafront.search.progress import Silent
@@ -133,6 +133,37 @@ def test_a_shared_worker_gets_no_trial_that_needs_one_alone(tmp_path: Path) -> N
     searcher.on_trial_complete("a")
     assert searcher.suggest("b") == {"number": 0}
     assert placement.seat_of("b").share == 16
+
+
+def test_a_trial_that_waits_for_room_gets_it_in_the_end(tmp_path: Path) -> None:
+    """F27: others are not held up by it at first; after some of them no new one begins until it had its turn."""
+    ledger = StudyLedger(tmp_path / "study.db", search_file(budget={"trials": 99}), create=True)
+    placement = Placement([Devices("a GPU", 1000)], fixed=8)
+    workplace = Workplace(
+        lambda number, *_: {"number": number},
+        seat=lambda number, lora: placement.seat(lora.quantization, None, alone=ran_out(ledger, number)),
+        placement=placement,
+    )
+    searcher = OptunaSearcher(ledger, workplace, Silent(), unfinished=[])
+    assert searcher.suggest("a") == {"number": 0}
+    assert searcher.suggest("b") == {"number": 1}
+    searcher.on_trial_complete("a", said(OOM))
+    ended = said(Report(8, {}, Outcome.USER_ERROR, "of its own"))
+    began = []
+    while isinstance(config := searcher.suggest("a", here=True), dict):
+        began.append(config["number"])
+        searcher.on_trial_complete("a", ended)
+        if len(began) == 1:
+            searcher.on_trial_complete("b", ended)  # it ran beside the first one
+            assert searcher.suggest("b", here=True) == {"number": 3}
+    assert len(began) == PATIENCE
+    searcher.on_trial_complete("a")
+    assert searcher.suggest("c") is None  # the other worker is still there
+    searcher.on_trial_complete("b", ended)
+    assert searcher.suggest("b", here=True) == "FINISHED"
+    searcher.on_trial_complete("b")
+    assert searcher.suggest("c") == {"number": 0}
+    assert placement.seat_of("c").share == 16
 
 
 def test_a_trial_that_failed_by_its_own_fault_stays_failed(tmp_path: Path) -> None:

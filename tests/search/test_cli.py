@@ -243,17 +243,17 @@ def test_a_plan_in_every_form(run: Run, tmp_path: Path) -> None:
     assert (code, err) == (0, "")
     assert out.splitlines()[0] == "plot: plan.png"
     assert out.splitlines()[1].startswith(".: 53.6 M parameters; batch 2 x 64 tokens, adamw")
-    assert "not measured on a GPU" in out.splitlines()[-4]
+    assert "no GPU has measured" in out.splitlines()[-4]
     assert (tmp_path / "plan.png").stat().st_size > 0
     code, out, err = run(*model, "--json")
     found = json.loads(out)
     assert (code, [entry["gpu"] for entry in found["gpus"]]) == (0, ["1GB", "2GB"])
-    assert "not measured on a GPU" in found["notes"][0]
+    assert "no GPU has measured" in found["notes"][0]
     assert found["notes"][0] in err
     code, out, err = run(*model, "--csv")
     rows = list(csv.DictReader(io.StringIO(out)))
     assert [float(row["peak_vram_gb"]) for row in rows] == [row["peak_vram_gb"] for row in found["rows"]]
-    assert "not measured on a GPU" in err
+    assert "no GPU has measured" in err
 
 
 def test_a_plan_of_a_file_says_where_the_file_is_wrong(run: Run, tmp_path: Path) -> None:

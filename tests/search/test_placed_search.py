@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import lorafront.search.environment  # isort: skip  # noqa: F401  # before MLflow
+
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+from mlflow import MlflowClient
 from support import TINY_LLAMA
 
 from lorafront.search.export import export_front
@@ -102,19 +105,17 @@ def test_trials_are_packed_by_their_predicted_memory(search, tmp_path: Path) -> 
         measured = trial.measurements
         assert measured["predicted_peak_vram_gb"] == measured["peak_vram_gb"]
         assert measured["vram_error_percent"] == 0
-    # A new driver reads from the study what these trials taught.
     root = RootPaths(tmp_path / "runs")
+    client = MlflowClient(tracking_uri=f"sqlite:///{root.mlflow_db}")
+    experiment = client.get_experiment_by_name("placed")
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id], "tags.`lorafront.trial` != ''")
+    assert [run.data.metrics["vram_error_percent"] for run in runs] == [0.0] * 4
+    # A new driver reads from the study what these trials taught.
     prepared = check(table.search, root, tmp_path, devices=rehearsed("32MB"))
     Places(prepared, StudyLedger(root.search("placed").study_db, table.search, create=False), table)
     assert prepared.placement.correction("nf4").ratios == [1.0, 1.0]
-    assert prepared.placement.correction("nf4").beside is None  # on a CPU it is not that of the peak
-
-
-def test_a_trial_that_needs_most_of_a_device_has_no_neighbour(search) -> None:
-    """On a device that any one of them fits but no two, although there are cores for two."""
-    table, heard = search("14MB")
-    assert [trial.outcome for trial in table.trials] == [Outcome.COMPLETE] * 4
-    assert set(map(len, heard.together)) == {1}
+    assert prepared.placement.correction("nf4").context is None  # on a CPU it is not that of the peak
 
 
 def test_a_trial_that_outgrows_its_share_fails_alone_and_gets_a_whole_device(search, tmp_path: Path) -> None:
@@ -131,12 +132,14 @@ def test_a_trial_that_outgrows_its_share_fails_alone_and_gets_a_whole_device(sea
         assert measured["predicted_peak_vram_gb"] > 9 / 1024
 
 
-def test_what_no_device_holds_is_never_proposed(search) -> None:
-    """The others run, and nothing fails."""
-    table, _ = search("9MB")
-    assert {trial.outcome for trial in table.trials} == {Outcome.COMPLETE}
-    assert [trial.lora.rank for trial in table.trials] == [4, 4]
-    assert table.end is SearchEnd.SPACE_EXHAUSTED
+def test_what_no_device_holds_is_never_proposed(text_file: Path, tmp_path: Path) -> None:
+    """The others are, and then the space is exhausted."""
+    file = search_file(text_file)
+    prepared = check(file, RootPaths(tmp_path / "runs"), tmp_path, devices=rehearsed("9MB"))
+    ledger = StudyLedger(None, file, create=True, breaks=prepared.breaks)
+    asked = [ledger.ask() for _ in range(3)]
+    assert [found[1].rank if found else None for found in asked] == [4, 4, None]
+    assert ledger.end is SearchEnd.SPACE_EXHAUSTED
 
 
 def test_what_cannot_be_predicted_is_tried_twice_and_told_with_its_bytes(search, tmp_path: Path) -> None:
@@ -158,7 +161,7 @@ def test_without_a_gpu_a_worker_may_have_a_part_of_the_machines_memory(text_file
     large = small.model_copy(update={"rank": 64})
     assert not prepared.breaks(small)
     assert "and a worker has 1.01 GiB" in prepared.breaks(large)
-    assert prepared.placement.seat(small.quantization, prepared.predicted_bytes(small)).cap == 9 * MIB
+    assert prepared.placement.seat(small.quantization, None).cap == 9 * MIB
     with pytest.raises(InvalidInput, match="no configuration of the space fits"):
         check(search_file(text_file, resources={"memory_per_worker": "1030MB"}), RootPaths(tmp_path / "runs"), tmp_path)
 
@@ -171,17 +174,18 @@ def test_rehearsed_devices_are_read() -> None:
 
 
 def test_execution_is_solved_where_that_is_asked_for(search, tmp_path: Path) -> None:
-    """What would not fit as it is given is cut into passes, learns the same, and is exported as it was executed."""
+    """What would not fit as it is given is cut into passes, and is exported as it was executed."""
     given = {"rows": 16, "batch_size": 4, "rungs": 2}
     space = {"rank": [4, 64], "modules": "attention", "quantization": "bf16", "dropout": 0.0, "bias": "none"}
-    table, _ = search("9MB", training={**given, "execution": "auto"}, space=space)
+    table, heard = search("9MB", training={**given, "execution": "auto"}, space=space)
+    assert set(map(len, heard.together)) == {1}  # each needs most of the device
     ways = {trial.lora.rank: trial.execution for trial in table.trials}
     assert {trial.outcome for trial in table.trials} == {Outcome.COMPLETE}
     assert ways[64] is not None
     assert ways[64].batch_size * ways[64].gradient_accumulation == 4
     assert ways[64].batch_size < 4 or ways[64].gradient_checkpointing
     assert all(trial.measurements["peak_vram_gb"] * 1024 <= 9 for trial in table.trials)
-    assert all(abs(trial.measurements["vram_error_percent"]) < 0.01 for trial in table.trials)
+    assert all(abs(trial.measurements["vram_error_percent"]) < 0.05 for trial in table.trials)
     number = next(trial.number for trial in table.trials if trial.lora.rank == 64)
     (folder,) = export_front(RootPaths(tmp_path / "runs").search("placed"), tmp_path / "out", [number])
     arguments = json.loads((folder / "training_arguments.json").read_text())

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lorafront.search.placement import ANYWHERE, MARGIN, STEPS, WHOLE, Correction, Devices, Placement, Seat
+from lorafront.search.correction import MARGIN, WIDEST, Correction
+from lorafront.search.placement import ANYWHERE, STEPS, WHOLE, Devices, Placement, Seat, rehearsed
 from lorafront.spaces.sizes import GIB
 
 SMALL, LARGE = Devices("small", 12 * GIB, 2, GIB), Devices("large", 48 * GIB, 1, GIB)
@@ -30,14 +31,15 @@ def test_a_seat_holds_what_is_expected_of_its_trial(predicted: int, ratios: list
     """Its cap is at least the corrected prediction, on the smallest type that has room for the margin too."""
     placement = Placement([LARGE, SMALL])
     for ratio in ratios:
-        placement.correction("nf4").measured(10 * GIB, round(ratio * 10 * GIB), round(ratio * 10 * GIB) + beside)
+        measured = round(ratio * 10 * GIB)
+        placement.correction("nf4").learn(10 * GIB, measured, measured, measured + beside)
     expected = placement.correction("nf4").expected(predicted)
     if not placement.too_large("nf4", predicted):
         seat = placement.seat("nf4", predicted)
         assert seat.cap is not None
         assert seat.cap >= expected
         if seat.devices == LARGE:
-            assert placement.correction("nf4").need(predicted, SMALL) > SMALL.bytes
+            assert placement.correction("nf4", SMALL).need(predicted, SMALL.context) > SMALL.bytes
 
 
 @given(st.lists(st.tuples(SIZES, st.booleans()), max_size=40), st.randoms())
@@ -65,7 +67,7 @@ def test_a_trial_that_fits_only_the_larger_type_goes_there() -> None:
     assert placement.seat("nf4", 20 * GIB).devices == LARGE
     assert "60.00 GiB, and large has 48.00 GiB" in placement.too_large("nf4", 59 * GIB)
     # What was learnt of one type is not believed of the other.
-    placement.correction("nf4", SMALL).measured(GIB, 7 * GIB, None)
+    placement.correction("nf4", SMALL).learn(GIB, 7 * GIB, 7 * GIB, 0)
     assert placement.seat("nf4", 2 * GIB).devices == LARGE
     assert placement.correction("nf4", LARGE).expected(2 * GIB) == 2 * GIB
 
@@ -125,24 +127,47 @@ def test_a_seat_is_as_wide_as_the_cores_allow() -> None:
 
 
 def test_predictions_are_corrected_by_the_median_of_what_was_measured() -> None:
-    """The spread of the errors widens the margin; what a process has beside its tensors is the most that was seen."""
+    """The spread of the errors widens the margin; fragmentation and context are the most that was seen."""
     correction = Correction()
     for allocated in (10, 11, 12):
-        correction.measured(10 * GIB, allocated * GIB, (allocated + 1) * GIB)
+        correction.learn(10 * GIB, allocated * GIB, allocated * GIB + 5, (allocated + 1) * GIB)
     assert correction.expected(20 * GIB) == 22 * GIB
-    assert correction.need(20 * GIB, SMALL) == pytest.approx(22 * GIB * 12 / 11 + GIB, rel=1e-6)
-    assert Correction().need(20 * GIB, SMALL) == pytest.approx(20 * GIB * (1 + MARGIN) + GIB, rel=1e-6)
+    assert correction.need(20 * GIB, 3 * GIB) == pytest.approx(22 * GIB * 12 / 11 + GIB, rel=1e-6)
+    assert correction.need(20 * GIB, 0) == pytest.approx(22 * GIB * 12 / 11, rel=1e-6)  # where tensors alone count
+    assert Correction().need(20 * GIB, GIB) == pytest.approx(20 * GIB * (1 + MARGIN) + GIB, rel=1e-6)
+
+
+def test_fragmentation_is_room_that_a_process_may_take() -> None:
+    """A share must hold it; the cap of a process is lowered by the context alone."""
+    placement = Placement([SMALL], fixed=4)
+    placement.correction("nf4").learn(GIB, GIB, 8 * GIB, 8 * GIB)  # nobody says how large the process is
+    assert placement.seat("nf4", GIB).cap == 2 * GIB
+    assert not placement.too_large("nf4", 11 * GIB)
 
 
 def test_running_out_of_memory_raises_the_margin_of_that_base_alone() -> None:
-    """To what it held and asked for where that is known; alone on a whole device it bounds what is proposed."""
+    """To what it held and asked for where that is known; one that wanted more than it could have bounds the others."""
     placement = Placement([SMALL])
     correction = placement.correction("bf16")
-    correction.ran_out(4 * GIB, 5 * GIB, whole=False)
-    assert correction.need(4 * GIB, SMALL) >= 6 * GIB
-    assert not placement.too_large("bf16", 4 * GIB)
-    correction.ran_out(4 * GIB, 0, whole=True)
-    assert "ran out of memory with a whole small" in placement.too_large("bf16", 4 * GIB)
+    correction.learn_ran_out(4 * GIB, 5 * GIB, 3 * GIB)
+    assert correction.need(4 * GIB, 0) >= 5 * GIB
+    assert not placement.too_large("bf16", 4 * GIB)  # a whole one has more
+    correction.learn_ran_out(4 * GIB, 12 * GIB, 11 * GIB)
+    assert "ran out of memory on small" in placement.too_large("bf16", 4 * GIB)
     assert not placement.too_large("bf16", 4 * GIB - 1)
     assert not placement.too_large("nf4", 4 * GIB)
     assert placement.correction("nf4").margin == MARGIN
+
+
+def test_what_others_took_says_nothing_about_a_trial() -> None:
+    """One that wanted no more than it could have refuses nobody, and margins end somewhere."""
+    correction = Correction()
+    for _ in range(30):
+        correction.learn_ran_out(2 * GIB, 3 * GIB, 11 * GIB)
+    assert correction.ran_out is None
+    assert correction.margin == WIDEST
+
+
+def test_sizes_that_are_named_twice_are_one_type() -> None:
+    """With the sum of the counts."""
+    assert [(one.count, one.bytes) for one in rehearsed("24GB,24GB,2x80GB")] == [(2, 24 * GIB), (2, 80 * GIB)]

@@ -17,10 +17,11 @@ from rich.console import Console
 from support import TINY_LLAMA
 
 from lorafront.search import plan_report
+from lorafront.search.correction import Correction
 from lorafront.search.devices import CONTEXT
 from lorafront.search.known_limits import configurations
 from lorafront.search.paths import RootPaths
-from lorafront.search.placement import WHOLE, Correction, Devices
+from lorafront.search.placement import WHOLE, Devices, Placement
 from lorafront.search.plan import LARGEST_BATCH, OVER, Plan, largest, limits, parse_gpus, plan, room
 from lorafront.search.plan_hours import estimate
 from lorafront.search.plan_plot import plot_plan
@@ -75,7 +76,7 @@ def _only(subject: Subject, **chosen: Any) -> Subject:
 
 def test_gpus_are_sorted_sizes() -> None:
     """Each once, from small to large, with the context that every process takes."""
-    assert [(gpu.name, gpu.bytes, gpu.beside) for gpu in parse_gpus("24GB, 8,8GB,700MB")] == [
+    assert [(gpu.name, gpu.bytes, gpu.context) for gpu in parse_gpus("24GB, 8,8GB,700MB")] == [
         ("700MB", 700 * MIB, CONTEXT),
         ("8GB", 8 * GIB, CONTEXT), ("24GB", 24 * GIB, CONTEXT),
     ]  # fmt: skip
@@ -91,10 +92,9 @@ def test_the_largest_that_fits(bound: int, most: int, known: int, guess: int) ->
 
 @given(st.integers(2 * GIB, 200 * GIB), st.integers(0, 200 * GIB))
 def test_room_is_what_fits(size: int, predicted: int) -> None:
-    """The line that a picture draws is where placement gives no share any more, up to a rounding."""
-    gpu = Devices("one", size, beside=CONTEXT)
-    fits = gpu.share(Correction().need(predicted, gpu)) is not None
-    assert fits == (predicted <= room(gpu)) or abs(predicted - room(gpu)) <= 2
+    """The line that a picture draws is where a search would not propose a trial any more."""
+    gpu = Devices("one", size, context=CONTEXT)
+    assert (not Placement([gpu]).too_large("nf4", predicted)) == (predicted <= room(gpu))
 
 
 def test_one_more_row_or_token_does_not_fit(small: Plan) -> None:
@@ -105,15 +105,15 @@ def test_one_more_row_or_token_does_not_fit(small: Plan) -> None:
 
             def fits(rows: int, tokens: int, lora: Any = row.lora, gpu: Devices = gpu) -> bool:
                 peak = subject.model.predict(lora, subject.training, Shapes(rows, tokens, padded=rows > 1)).total
-                return gpu.share(Correction().need(peak, gpu)) is not None
+                return peak <= room(gpu)
 
             found = limits(small, row)[gpu.name]
             assert found.batch == 0 or fits(found.batch, 256)
             assert found.batch == LARGEST_BATCH or not fits(found.batch + 1, 256)
             assert found.length == 0 or fits(4, found.length)
             assert found.length == subject.longest or not fits(4, found.length + 1)
-            share = gpu.share(Correction().need(row.peak.total, gpu))
-            assert row.at_once[gpu.name] == (WHOLE // share if share else 0)
+            share = gpu.share(Correction().need(row.peak.total, gpu.context))
+            assert row.at_once[gpu.name] == (WHOLE // share if share else int(row.peak.total <= room(gpu)))
     grown = limits(small, small.anchor)
     assert 0 < grown["2GB"].batch < grown["4GB"].batch
 
@@ -204,7 +204,7 @@ def _prepared(file: Path) -> Prepared:
 def test_the_share_of_a_space_is_counted(search: Callable[..., Path], root: RootPaths) -> None:
     """Every configuration that the search can propose is predicted on its own largest batch, each once."""
     file = search(space={**SPACE, "batch_size": [1, 16], "dropout": {"low": 0.0, "high": 0.1}})
-    gpus = tuple(Devices(f"{size}", size) for size in (4_000_000, 6_000_000, 2**30))
+    gpus = tuple(Devices(name, size) for name, size in (("none", 4_000_000), ("some", 73_500_000), ("all", 2**30)))
     found = answer(Question(file, None, ""), gpus, root).plan
     prepared = _prepared(file)
     space = prepared.search.space
@@ -216,8 +216,8 @@ def test_the_share_of_a_space_is_counted(search: Callable[..., Path], root: Root
         for lora in loras
     ]
     for gpu in gpus:
-        assert found.fitting[gpu.name] == sum(gpu.bytes >= Correction().need(peak, gpu) for peak in peaks)
-    assert 0 < found.fitting["6000000"] < len(loras)
+        assert found.fitting[gpu.name] == sum(gpu.bytes >= peak for peak in peaks)
+    assert 0 == found.fitting["none"] < found.fitting["some"] < found.fitting["all"] == len(loras)
     assert sum(row.configurations for row in found.rows) == len(loras)
     assert {row.lora.batch_size for row in found.rows} == {16}
 
