@@ -13,6 +13,7 @@ from lorafront.search.ray_trainable import CONFIG, ENGINE, FOLDER, KNOWN, NUMBER
 from lorafront.search.retries import OUT_OF_MEMORY, ran_out
 from lorafront.search.study_table import StudyTable, read_study
 from lorafront.spaces.sizes import GIB
+from lorafront.trainables.memory_meter import CPU, CUDA
 
 if TYPE_CHECKING:
     from lorafront.search.paths import SearchPaths
@@ -75,13 +76,13 @@ class Places:
             asked = size("memory_requested_gb")
             wanted = asked + size("memory_at_failure_gb") if asked else 0
             correction.learn_ran_out(predicted, wanted, size("memory_cap_gb"))
-        elif number not in self._taught and measured.get("peak_vram_gb"):
+        elif number not in self._taught and measured.get("peak_vram_source") in {CUDA, CPU}:
             self._taught.add(number)
-            on_gpu = measured.get("peak_vram_source") == "cuda_allocator"
             allocated = size("peak_vram_gb")
-            reserved = size("peak_reserved_gb") if on_gpu else allocated
-            # On a CPU it is not that of the peak.
-            correction.learn(predicted, allocated, reserved, size("process_memory_gb") if on_gpu else 0)
+            # Without a GPU what the process holds is not that of the peak.
+            gpu = measured["peak_vram_source"] == CUDA
+            reserved, process = (size("peak_reserved_gb"), size("process_memory_gb")) if gpu else (allocated, 0)
+            correction.learn(predicted, allocated, reserved, process)
 
 
 def workplace(

@@ -283,7 +283,8 @@ class PeftSession:
         lora, training = self.config.lora, self.config.training
         shaping = lora.model_dump_json(exclude={*VALUES, "dropout"})
         shapes = tuple((name, tensor.shape, tensor.dtype) for name, tensor in batch.items())
-        return shaping, lora.dropout > 0, self.config.targets, training.model_dump_json(), shapes
+        padded = bool((batch["attention_mask"] == 0).any())  # attention needs a mask then
+        return shaping, lora.dropout > 0, self.config.targets, training.model_dump_json(), shapes, padded
 
     def _two_steps(self, largest: Batch) -> Memory:
         before = [p.detach().to("cpu", copy=True) for p in self.trained]  # on a GPU they would count
