@@ -6,6 +6,8 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import ray
+
 from lorafront.search.oom_kills import KernelKills
 from lorafront.search.optuna_searcher import Workplace
 from lorafront.search.placement import Seat
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
     from lorafront.search.watchdog import Watchdog
     from lorafront.spaces.lora import LoraConfiguration
     from lorafront.trainables.trial import Report
+
+ANY_OF_IT = 0.001  # of a node's type of accelerator, which says where an actor may be and takes nothing
 
 
 class Places:
@@ -93,6 +97,7 @@ def workplace(
     # A trial goes on in the folder of the epoch that began it, so that its checkpoints are found.
     begun = {trial.number: trial.epoch for trial in table.running if trial.epoch}
     places, kills = Places(prepared, ledger, table), KernelKills()
+    there = ray.cluster_resources()
 
     def dispatch(number: int, lora: LoraConfiguration, seat: Seat) -> dict[str, Any]:
         folder = paths.trial(number, epoch).path
@@ -107,6 +112,9 @@ def workplace(
         resources: dict[str, float] = {"cpu": prepared.search.resources.cpus_per_trial}
         if seat.devices.gpus:
             resources["gpu"] = seat.gpus
+        kind = f"accelerator_type:{seat.devices.name}"  # Ray's name for what a node has
+        if kind in there:
+            resources[kind] = ANY_OF_IT
         return {
             NUMBER: number,
             FOLDER: str(folder.absolute()),
