@@ -24,7 +24,7 @@ from lorafront.trainables.memory_model import Breakdown, Shapes
 
 LARGEST_BATCH = 4096  # nobody asks for more rows
 # The sizes of GPU memory by which guides and the presets group configurations; what needs more is over the last.
-TIERS = {"6-8 GB": 8 * GIB, "8-12 GB": 12 * GIB, "12-16 GB": 16 * GIB}
+TIERS = {"under 6 GB": 6 * GIB, "6-8 GB": 8 * GIB, "8-12 GB": 12 * GIB, "12-16 GB": 16 * GIB}
 OVER = "over 16 GB"
 
 
