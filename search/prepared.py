@@ -148,7 +148,7 @@ class Prepared:
         """Why a configuration is in vain: a limit that it is known to break, or memory; empty where it is not."""
         broken = broken_limit(self.search.limits, self.known_before(lora))
         predicted = self.predicted(lora)
-        return broken or ("" if predicted is None else self._too_much(lora, predicted))
+        return broken or (self.placement.too_large(lora.quantization, predicted.needed) if predicted else "")
 
     def same_modules(self, module_set: str) -> str:
         """The module set of this space that means the same on this model; itself where there is none."""

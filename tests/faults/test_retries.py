@@ -27,6 +27,18 @@ def searcher_on(path: Path, *, create: bool = True, hung: bool = False, trials: 
     return OptunaSearcher(ledger, workplace, Silent(), unfinished=[])
 
 
+def on_one_gpu(folder: Path, *, trials: int, share: int) -> tuple[OptunaSearcher, Placement]:
+    """Trials have so many sixteenths of it, and all of it after they ran out of memory."""
+    ledger = StudyLedger(folder / "study.db", search_file(budget={"trials": trials}), create=True)
+    placement = Placement([Devices("a GPU", 1000)], fixed=share)
+    workplace = Workplace(
+        lambda number, *_: {"number": number},
+        seat=lambda number, lora: placement.seat(lora.quantization, None, alone=ran_out(ledger, number)),
+        placement=placement,
+    )
+    return OptunaSearcher(ledger, workplace, Silent(), unfinished=[]), placement
+
+
 def said(report: Report) -> dict[str, str]:
     return {REPORT: json.dumps(report.as_json())}
 
@@ -114,14 +126,7 @@ def test_a_trial_that_comes_forward_between_losses_is_not_given_up(tmp_path: Pat
 
 def test_a_shared_worker_gets_no_trial_that_needs_one_alone(tmp_path: Path) -> None:
     """F27: after running out of GPU memory a trial waits for a worker without neighbours; others are not held up."""
-    ledger = StudyLedger(tmp_path / "study.db", search_file(budget={"trials": 3}), create=True)
-    placement = Placement([Devices("a GPU", 1000)], fixed=4)
-    workplace = Workplace(
-        lambda number, *_: {"number": number},
-        seat=lambda number, lora: placement.seat(lora.quantization, None, alone=ran_out(ledger, number)),
-        placement=placement,
-    )
-    searcher = OptunaSearcher(ledger, workplace, Silent(), unfinished=[])
+    searcher, placement = on_one_gpu(tmp_path, trials=3, share=4)
     assert searcher.suggest("a") == {"number": 0}
     searcher.on_trial_complete("a", said(OOM))
     for number in (1, 2):
@@ -137,14 +142,7 @@ def test_a_shared_worker_gets_no_trial_that_needs_one_alone(tmp_path: Path) -> N
 
 def test_a_trial_that_waits_for_room_gets_it_in_the_end(tmp_path: Path) -> None:
     """F27: others are not held up by it at first; after some of them no new one begins until it had its turn."""
-    ledger = StudyLedger(tmp_path / "study.db", search_file(budget={"trials": 99}), create=True)
-    placement = Placement([Devices("a GPU", 1000)], fixed=8)
-    workplace = Workplace(
-        lambda number, *_: {"number": number},
-        seat=lambda number, lora: placement.seat(lora.quantization, None, alone=ran_out(ledger, number)),
-        placement=placement,
-    )
-    searcher = OptunaSearcher(ledger, workplace, Silent(), unfinished=[])
+    searcher, placement = on_one_gpu(tmp_path, trials=99, share=8)
     assert searcher.suggest("a") == {"number": 0}
     assert searcher.suggest("b") == {"number": 1}
     searcher.on_trial_complete("a", said(OOM))
