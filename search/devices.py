@@ -91,4 +91,4 @@ def _gpus() -> Devices:
     """
     free = [_free(index) for index in range(torch.cuda.device_count())]
     names = Counter(torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count()))
-    return Devices(", ".join(names), min(free), len(free), CONTEXT, gpus=True)
+    return Devices(", ".join(names), min(free), len(free), CONTEXT, are_gpus=True)

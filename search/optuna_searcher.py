@@ -144,7 +144,7 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]  # Ray is untyped
         if not here:
             placement.take(trial_id, seat)
         self._running[trial_id] = number
-        self._steering.attempt_began(number, seat.gpus if seat.devices.gpus else 1.0)
+        self._steering.attempt_began(number, seat.gpus if seat.devices.are_gpus else 1.0)
         self.observer.started(number, lora)
         return config
 

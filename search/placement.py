@@ -29,14 +29,14 @@ class Devices:
         bytes: of each that trials may use.
         count: how many there are.
         context: bytes that a process takes beside its allocator's, before any was measured; 0 counts tensors alone.
-        gpus: they are GPUs to Ray.
+        are_gpus: to Ray.
     """
 
     name: str
     bytes: int
     count: int = 1
     context: int = 0
-    gpus: bool = False
+    are_gpus: bool = False
 
     def share(self, need: int) -> int | None:
         """Sixteenths of one that hold so many bytes, rounded up to a step; None where it is too small.
@@ -211,7 +211,9 @@ def rehearsed(text: str) -> list[Devices]:
             counts[parse_size(size)] += int(count)
     except ValueError as error:
         raise InvalidInput(f"--devices must be such as 2x24GB,80GB ({error})") from error
-    return [Devices(f"a rehearsed GPU of {size_text(size)}", size, count, gpus=True) for size, count in counts.items()]
+    return [
+        Devices(f"a rehearsed GPU of {size_text(size)}", size, count, are_gpus=True) for size, count in counts.items()
+    ]
 
 
 def _times(text: str) -> tuple[str, str, str]:

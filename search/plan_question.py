@@ -15,7 +15,7 @@ from lorafront.search.search_file import read_search_file
 from lorafront.spaces.errors import InvalidInput, Problem
 
 BATCH = 8  # as in a search file that does not say
-ANY = Devices("any GPU", 2**62)  # what fits is the plan's to say, so no machine is too small for its checks
+ANY = Devices("any GPU", 2**62, 2**10)  # what fits is the plan's to say, so no machine is too small for its checks
 
 
 @dataclass(frozen=True)

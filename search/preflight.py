@@ -98,11 +98,8 @@ def check(
             )
         )
         if facts is not None and len(tokenizer) > facts.vocabulary:
-            checks.problems.append(
-                Problem(
-                    ("model",), f"the tokenizer has {len(tokenizer)} tokens, the model's embedding {facts.vocabulary}"
-                )
-            )
+            message = f"the tokenizer has {len(tokenizer)} tokens, the model's embedding {facts.vocabulary}"
+            checks.problems.append(Problem(("model",), message))
     rungs = None
     if prepared is not None:
         token_rows = len(prepared[1].train)
@@ -116,15 +113,17 @@ def check(
         raise InvalidInput(checks.problems)
     notes = (*prepared[1].notes, *checks.notes, *_notes(located, rungs, max(rows_per_step)))
     ready = Prepared(located, facts, resolved, prepared[0], prepared[1], rungs, notes, tuple(downloads))
-    seats = placement(located, facts, devices)
-    memory = _memory(ready, config, root, kind or _kind()) if _asked(located, seats) else None
+    ready = _seated(ready, config, root, devices, kind or ("cuda" if models.device().type == "cuda" else "cpu"))
+    return _with_starts(ready, root if warm else None)
+
+
+def _seated(ready: Prepared, config: Any, root: RootPaths, devices: Sequence[Devices], kind: DeviceKind) -> Prepared:
+    """Add the devices, and where something asks for it the prediction of memory."""
+    seats = placement(ready.search, ready.facts, devices)
+    memory = _memory(ready, config, root, kind) if _asked(ready.search, seats) else None
     if memory is None and seats.types and seats.types[0].name == MACHINE:
         seats = Placement()  # else each trial had the whole machine to itself
-    return _with_starts(replace(ready, placement=seats, memory=memory), root if warm else None)
-
-
-def _kind() -> DeviceKind:
-    return "cuda" if models.device().type == "cuda" else "cpu"
+    return replace(ready, placement=seats, memory=memory)
 
 
 def _asked(search: SearchFile, seats: Placement) -> bool:

@@ -110,7 +110,7 @@ def workplace(
             ledger.keep_execution(number, execution)
         kills.more()  # what was killed before says nothing about this trial
         resources: dict[str, float] = {"cpu": prepared.search.resources.cpus_per_trial}
-        if seat.devices.gpus:
+        if seat.devices.are_gpus:
             resources["gpu"] = seat.gpus
         kind = f"accelerator_type:{seat.devices.name}"  # Ray's name for what a node has
         if kind in there:

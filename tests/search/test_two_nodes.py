@@ -20,7 +20,7 @@ from lorafront.search.run import run_search
 from lorafront.search.search_file import parse_search
 from lorafront.spaces.sizes import MIB
 
-SMALL, LARGE = Devices("small", 9 * MIB, gpus=True), Devices("large", 14 * MIB, gpus=True)
+SMALL, LARGE = Devices("small", 9 * MIB, are_gpus=True), Devices("large", 14 * MIB, are_gpus=True)
 SPACE = {
     "rank": [4, 64], "modules": "attention", "quantization": ["bf16", "nf4"], "dropout": 0.0, "bias": "none",
     "alpha": {"ratio": 1}, "learning_rate": 1e-3,
