@@ -31,7 +31,7 @@ from lorafront.trainables.keyed_random import word
 from lorafront.trainables.models import dtype_name
 from lorafront.trainables.packed_adamw import FIRST_SCALE, Rates, update
 from lorafront.trainables.packed_base import PackedBase, evaluating, probe
-from lorafront.trainables.packed_dropout import Draws, DropoutCalls, KeyedDropout
+from lorafront.trainables.packed_calls import Draws, DropoutCalls, PackedCalls
 from lorafront.trainables.packed_head import PackedHead
 from lorafront.trainables.packed_lora import GroupOfLinears, Pass, bare
 from lorafront.trainables.packed_slot import MEAN, SQUARE, VALUES, Slot, Stack
@@ -217,7 +217,7 @@ class PackedEngine:
             places = self._places(rows // slots, tokens)
             self._now = Pass(stack.buckets, values, places, first=index == 0)
             with (
-                self._base_dropout(stack, moments),
+                self._calls(stack, moments),
                 torch.autocast(self.device.type, dtype=self.base.dtype, enabled=sixteen_bit),
             ):
                 losses_r = self.rows.losses(on_device, weights_k.repeat_interleave(rows // slots))
@@ -242,10 +242,11 @@ class PackedEngine:
         )
         return counted.flatten().to(self.device)
 
-    def _base_dropout(self, stack: Stack, moments: torch.Tensor) -> Any:
-        if not len(self._own_sites):
-            return nullcontext()
-        return KeyedDropout(Draws(stack.keys(moments, self._own_sites), self.longest))
+    def _calls(self, stack: Stack, moments: torch.Tensor) -> Any:
+        """A context for the forward pass; none where the model's code computes everything as it is."""
+        wide = self.device.type == "cpu" and self.base.dtype != torch.float32
+        draws = Draws(stack.keys(moments, self._own_sites), self.longest) if len(self._own_sites) else None
+        return PackedCalls(draws, wide_attention=wide) if wide or draws else nullcontext()
 
     def _batch(self, rows_k: list[list[int]]) -> Batch:
         """Rows of all slots, slot by slot; filled up to the longest of them."""

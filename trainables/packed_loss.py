@@ -36,15 +36,16 @@ class TokenLoss(torch.autograd.Function):
         losses_n = torch.empty(len(targets_n), dtype=torch.float32, device=hidden_nh.device)
         gradient_nh = torch.empty_like(hidden_nh) if ctx.needs_input_grad[0] else None
         for own in chunks(len(targets_n), head.weight.shape[0]):
-            logits_cv = head(hidden_nh[own]).float()
-            logs_cv = torch.log_softmax(logits_cv, dim=-1)
+            powers_cv = head(hidden_nh[own]).float()
             target_c1 = targets_n[own, None]
-            losses_n[own] = -logs_cv.gather(1, target_c1)[:, 0]
+            powers_cv -= powers_cv.amax(dim=1, keepdim=True)
+            meant_c = powers_cv.gather(1, target_c1)[:, 0]
+            sum_c = powers_cv.exp_().sum(dim=1)  # once, for the loss and for its gradient
+            losses_n[own] = sum_c.log() - meant_c
             if gradient_nh is not None:
-                slope_cv = logs_cv.exp_()
-                slope_cv.scatter_add_(1, target_c1, slope_cv.new_full((), -1).expand(target_c1.shape))
-                slope_cv *= weights_n[own, None]
-                gradient_nh[own] = slope_cv.to(head.weight.dtype) @ head.weight
+                powers_cv *= (weights_n[own] / sum_c)[:, None]
+                powers_cv.scatter_add_(1, target_c1, -weights_n[own, None])
+                gradient_nh[own] = powers_cv.to(head.weight.dtype) @ head.weight
         ctx.gradient = gradient_nh
         return losses_n
 

@@ -1,7 +1,7 @@
-"""The base model's own dropout in a pack: drawn from each trial's seed instead of one generator for all.
+"""What a pack computes in its own way inside transformers' code: the base's own dropout, and attention on a CPU.
 
-GPT-2 and BERT drop in their hidden states and attention weights while they train. A mode catches these calls, so that
-the model's code stays transformers' own; models without dropout never enter it.
+GPT-2 and BERT drop in their hidden states and attention weights while they train; in a pack this is drawn from each
+trial's seed instead of one generator for all. A mode catches these calls, so that the model's code stays as it is.
 
 Shape legend: k slots, b rows of a slot, t tokens, h heads, w features.
 """
@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -63,29 +64,43 @@ class Draws:
         return places
 
 
-class KeyedDropout(TorchFunctionMode):
-    """While it is on, dropout draws from `draws`, call by call."""
+class PackedCalls(TorchFunctionMode):
+    """While it is on, dropout draws from `draws`, call by call, and attention is computed in float32 where asked.
 
-    def __init__(self, draws: Draws) -> None:
+    On CPUs torch's attention kernel takes two to six times as long in bfloat16 as in float32, most of all backward
+    (torch 2.13); what it gives is rounded to the same dtype either way.
+    """
+
+    def __init__(self, draws: Draws | None, *, wide_attention: bool) -> None:
+        """Args: draws: None where the base drops nothing. wide_attention: attention in float32."""
         super().__init__()
         self._draws = draws
+        self._wide = wide_attention
         self._site = 0
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Replace what drops something."""
+        """Replace what drops something, and attention."""
         kwargs = kwargs or {}
-        probability = _probability(func, args, kwargs)
-        if not probability:
+        if func is functional.scaled_dot_product_attention and self._wide:
+            dtype = (args[0] if args else kwargs["query"]).dtype
+            wide = {name: _widened(value) for name, value in kwargs.items()}
+            with torch.autocast("cpu", enabled=False):  # it would narrow them again
+                return self._called(func, [_widened(value) for value in args], wide).to(dtype)
+        return self._called(func, args, kwargs)
+
+    def _called(self, func: Any, args: Any, kwargs: Any) -> Any:
+        probability = _probability(func, args, kwargs) if self._draws is not None else 0.0
+        if self._draws is None or not probability:
             return func(*args, **kwargs)
+        drop = partial(self._draws.dropped, site=self._site, probability=probability)
         self._site += 1
-        site = self._site - 1
-
-        def drop(x: torch.Tensor) -> torch.Tensor:
-            return self._draws.dropped(x, site, probability)
-
         if func is functional.dropout:
             return drop(args[0] if args else kwargs["input"])
         return _attention(drop, *args, **{name: value for name, value in kwargs.items() if name != "dropout_p"})
+
+
+def _widened(value: Any) -> Any:
+    return value.float() if isinstance(value, torch.Tensor) and value.is_floating_point() else value
 
 
 def _probability(func: Any, args: Any, kwargs: Any) -> float:
