@@ -157,6 +157,11 @@ class PackedBase:
         self.groups: Final = self._look(linears)
         self._group_of = {one.name: group for group in self.groups for one in group.linears}
 
+    @property
+    def fan_in_fan_out(self) -> bool:
+        """Whether weights lie as [inputs, outputs], which PEFT has to be told."""
+        return any(one.kind == "Conv1D" for one in self.linears.values())
+
     def open(self, compute: Callable[[Group, torch.Tensor], tuple[torch.Tensor, ...]]) -> None:
         """From now on the linears' outputs are those that `compute` gives for a group and its input."""
         for name, one in self.linears.items():

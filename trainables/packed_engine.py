@@ -9,43 +9,35 @@ Shape legend: k slots, b rows of a slot in a pass, t tokens of the longest row.
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from itertools import islice
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import psutil
 import torch
 from peft import PeftModel
-from safetensors.torch import load_file, save_file
-from transformers import get_scheduler
 
 from lorafront.trainables import heartbeat
-from lorafront.trainables.data import TokenData, TokenRows, row_order
+from lorafront.trainables.data import TokenData, TokenRows
 from lorafront.trainables.data import load as load_tokens
-from lorafront.trainables.frozen_base import SHARE_OF_MEMORY, head_spread, lora_config
+from lorafront.trainables.frozen_base import SHARE_OF_MEMORY
 from lorafront.trainables.keyed_random import word
-from lorafront.trainables.models import dtype_name
-from lorafront.trainables.packed_adamw import FIRST_SCALE, Rates, update
+from lorafront.trainables.packed_adamw import Rates, update
 from lorafront.trainables.packed_base import PackedBase, evaluating, probe
 from lorafront.trainables.packed_calls import Draws, DropoutCalls, PackedCalls
 from lorafront.trainables.packed_head import PackedHead
 from lorafront.trainables.packed_lora import GroupOfLinears, Pass, bare
-from lorafront.trainables.packed_slot import MEAN, SQUARE, VALUES, Slot, Stack
+from lorafront.trainables.packed_session import PackedSession
+from lorafront.trainables.packed_slot import Stack
 from lorafront.trainables.packed_task import Batch, packed_task
-from lorafront.trainables.peft_session import ADAPTER, BASE, MASTER, OPTIMIZER, SCHEDULES, STATE
-from lorafront.trainables.session import Measurements, never
+from lorafront.trainables.session import never
 from lorafront.trainables.task import task_named
 
 if TYPE_CHECKING:
     from lorafront.trainables.config import TrialConfig
     from lorafront.trainables.frozen_base import BaseCache, FrozenBase
     from lorafront.trainables.packed_base import Group
-
-ADAPTER_FILE = "adapter_model.safetensors"
 
 
 class PackedEngine:
@@ -110,6 +102,7 @@ class PackedEngine:
         start = time.perf_counter()
         while all(one.rows_seen < rows for one, rows in goals.items()) and not interrupted():
             self._step(sessions)
+        self._now = bare()
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         share = (time.perf_counter() - start) / max(1, len(sessions))
@@ -250,12 +243,15 @@ class PackedEngine:
 
     def _batch(self, rows_k: list[list[int]]) -> Batch:
         """Rows of all slots, slot by slot; filled up to the longest of them."""
-        same = all(rows == rows_k[0] for rows in rows_k)
-        chosen = rows_k[0] if same else [row for rows in rows_k for row in rows]
-        batch = self.task.collate(self.data.train, chosen, self.data.pad_id)
-        if same and len(rows_k) > 1:
-            batch = {name: tensor.repeat(len(rows_k), *[1] * (tensor.dim() - 1)) for name, tensor in batch.items()}
-        return batch
+        if all(rows == rows_k[0] for rows in rows_k):
+            return self._repeated(self.data.train, rows_k[0], len(rows_k))
+        return self._repeated(self.data.train, [row for rows in rows_k for row in rows], 1)
+
+    def _repeated(self, rows: TokenRows, chosen: list[int], times: int) -> Batch:
+        """A batch of these rows, so many times on end."""
+        batch = self.task.collate(rows, chosen, self.data.pad_id)
+        repeated = {name: tensor.repeat(times, *[1] * (tensor.dim() - 1)) for name, tensor in batch.items()}
+        return self.rows.prepared(repeated)
 
     def _quality(self, sessions: list[PackedSession], share: float) -> list[dict[str, float]]:
         """The task's metrics of each session on the same part of the evaluation split and of the second sets.
@@ -289,168 +285,8 @@ class PackedEngine:
         order = sorted(range(len(rows)), key=lambda i: -int(lengths[i]))
         sums = []
         for start in range(0, len(order), size):
-            batch = self.task.collate(rows, order[start : start + size], self.data.pad_id)
-            repeated = {name: tensor.repeat(slots, *[1] * (tensor.dim() - 1)) for name, tensor in batch.items()}
-            tallied = self.rows.tally({name: tensor.to(self.device) for name, tensor in repeated.items()})
+            batch = self._repeated(rows, order[start : start + size], slots)
+            tallied = self.rows.tally({name: tensor.to(self.device) for name, tensor in batch.items()})
             sums.append(tallied.view(slots, -1, tallied.shape[1]).sum(1).cpu())
             heartbeat.beat()
         return torch.stack(sums).sum(0)
-
-
-class PackedSession:
-    """One trial in a slot of a packed engine. Implements `Session`.
-
-    Attributes:
-        slot: its adapter and what its optimizer knows.
-        rates: learning rate of each step.
-        quality: what an evaluation of several sessions measured for this one; taken by `evaluate`.
-    """
-
-    def __init__(self, engine: PackedEngine, config: TrialConfig) -> None:
-        """A fresh adapter; nothing is trained yet."""
-        start = time.perf_counter()
-        self.engine: Final = engine
-        self.config: Final = config
-        first_scale = FIRST_SCALE if engine.base.dtype == torch.float16 else 1.0
-        self.slot: Final = Slot(config, engine.packed, engine.head, first_scale, head_spread(engine.model.config))
-        self.total_steps: Final = -(-config.rows // config.rows_per_step)
-        self.rates: Final = _rates(config, self.total_steps)
-        self.step = 0
-        self.train_seconds = 0.0
-        self.eval_seconds = 0.0
-        self.quality: dict[str, float] | None = None
-        self._losses: list[torch.Tensor] = []
-        self._grad_norm = torch.zeros(())
-        self._rows: Iterator[int] | None = None
-        self.references: Final = engine.references()
-        self.setup_seconds: Final = time.perf_counter() - start
-
-    @property
-    def rows_seen(self) -> int:
-        """Training rows so far."""
-        return self.step * self.config.rows_per_step
-
-    @property
-    def share(self) -> float:
-        """Of the evaluation rows that are measured at its rung, as in `PeftSession.evaluate`."""
-        rung = max((rows for rows in self.config.rungs if rows <= self.rows_seen), default=self.config.rungs[0])
-        return rung / self.config.rows
-
-    def train(self, rows: int, interrupted: Callable[[], bool] = never) -> None:
-        """Take steps alone until so many rows have been seen; nothing where they have, as in a pack."""
-        if self.rows_seen < rows:
-            self.engine.train({self: rows}, interrupted)
-
-    def next_rows(self) -> list[int]:
-        """Numbers of the rows of its next pass."""
-        if self._rows is None:
-            self._rows = islice(row_order(len(self.engine.data.train), self.config.seed), self.rows_seen, None)
-        return list(islice(self._rows, self.config.lora.batch_size))
-
-    def stepped(self, loss: torch.Tensor, norm: torch.Tensor) -> None:
-        """A step was taken; read when somebody asks, because each look waits for the device."""
-        self._losses.append(loss)
-        self._grad_norm = norm
-        self.step += 1
-
-    def evaluate(self) -> dict[str, Any]:
-        """As `PeftSession.evaluate`, but for memory: what a trial needs alone cannot be measured in a pack."""
-        if self.quality is None:
-            self.engine.evaluate([self])
-        quality, self.quality = self.quality or {}, None
-        values = self.slot.numbers[VALUES]
-        trained = sum(value.numel() for value in values.values())
-        of_head = sum(torch.Size(shape).numel() for _, shape in self.engine.head.parameters())
-        measured = Measurements(
-            trainable_params=trained,
-            trainable_percent=100 * trained / (self.engine.total_parameters + trained),
-            adapter_mb=(4 * (trained - of_head) + self.engine.base.dtype.itemsize * of_head) / 1e6,
-            train_seconds=self.train_seconds,
-            setup_seconds=self.setup_seconds,
-            eval_seconds=self.eval_seconds,
-            compute_dtype=dtype_name(self.engine.base.dtype),
-        )
-        if self._losses:
-            measured["train_loss"] = float(torch.stack(self._losses).mean())
-            measured["grad_norm"] = float(self._grad_norm)
-            self._losses = []
-        if self.train_seconds > 0:
-            rows = self.engine.data.train
-            seen = list(islice(row_order(len(rows), self.config.seed), self.rows_seen))
-            measured["tokens_per_second"] = int(rows.lengths[seen].sum()) / self.train_seconds
-            measured["seconds_per_epoch"] = self.train_seconds * len(rows) / self.rows_seen
-        return {**measured, **quality, **{f"base_{name}": value for name, value in self.references.items()}}
-
-    def save(self, folder: Path) -> None:
-        """Write what `PeftSession.save` writes."""
-        self.engine.keep_counters()
-        numbers, lora = self.slot.numbers, self.config.lora
-        adapter = lora_config(
-            lora, self.config.targets, self.engine.task.peft_type, self.config.model, self.engine.base.new_modules
-        )
-        adapter.fan_in_fan_out = any(one.kind == "Conv1D" for one in self.engine.packed.linears.values())
-        adapter.inference_mode = True
-        adapter.save_pretrained(str(folder / ADAPTER))
-        of_head = {f"{name}" for name in numbers[VALUES] if ".lora_" not in name}
-        dtype = self.engine.base.dtype
-        stored = {
-            name: value.detach().to(dtype if name in of_head else torch.float32).cpu().contiguous().clone()
-            for name, value in numbers[VALUES].items()
-        }
-        save_file(stored, folder / ADAPTER / ADAPTER_FILE, metadata={"format": "pt"})
-        counters = self.slot.counters
-        tensors = {}
-        for place, name in enumerate(self.slot.names if self.step else []):
-            tensors[f"{place}/step"] = counters.steps.cpu().clone()
-            for kind in (MEAN, SQUARE):
-                tensors[f"{place}/{kind}"] = numbers[kind][name].cpu().contiguous().clone()
-        for place, name in enumerate(self.slot.names):
-            if name in of_head and dtype != torch.float32:
-                tensors[f"{MASTER}/{place}"] = numbers[VALUES][name].cpu().contiguous().clone()
-        save_file(tensors, folder / OPTIMIZER)
-        scaled = dtype == torch.float16
-        position = {
-            "step": self.step,
-            "train_seconds": self.train_seconds,
-            "losses": torch.stack(self._losses).tolist() if self._losses else [],
-            "schedule": {},
-            "scaler": {"scale": float(counters.scale), "_growth_tracker": int(counters.growing)} if scaled else {},
-            "optimizer": {},
-        }
-        (folder / STATE).write_text(json.dumps(position), encoding="utf-8")
-        base = {**self.engine.base.loaded_as, "pad_token_id": self.engine.data.pad_id}
-        (folder / BASE).write_text(json.dumps(base), encoding="utf-8")
-
-    def load(self, folder: Path) -> None:
-        """Continue from what `save` wrote, or `PeftSession.save`."""
-        position = json.loads((folder / STATE).read_text(encoding="utf-8"))
-        stored, state = load_file(folder / ADAPTER / ADAPTER_FILE), load_file(folder / OPTIMIZER)
-        numbers, counters = self.slot.numbers, self.slot.counters
-        for place, name in enumerate(self.slot.names):
-            numbers[VALUES][name].copy_(state.get(f"{MASTER}/{place}", stored[name]))
-            for kind in (MEAN, SQUARE):
-                if f"{place}/{kind}" in state:
-                    numbers[kind][name].copy_(state[f"{place}/{kind}"])
-        if "0/step" in state:
-            counters.steps.fill_(float(state["0/step"]))
-        if position["scaler"]:
-            counters.scale.fill_(position["scaler"]["scale"])
-            counters.growing.fill_(position["scaler"]["_growth_tracker"])
-        self.step = position["step"]
-        self.train_seconds = position["train_seconds"]
-        self._losses = list(torch.tensor(position["losses"], dtype=torch.float32, device=self.engine.device))
-        self._rows = None
-
-    def close(self) -> None:
-        """Give back the slot."""
-        self.engine.leave(self)
-
-
-def _rates(config: TrialConfig, steps: int) -> list[float]:
-    """Learning rate of each step, by transformers' own schedules."""
-    lora = config.lora
-    dummy = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=lora.learning_rate)
-    schedule = get_scheduler(
-        SCHEDULES[lora.scheduler], dummy, num_warmup_steps=round(lora.warmup * steps), num_training_steps=steps
-    )
-    return [lora.learning_rate * schedule.lr_lambdas[0](step) for step in range(steps)]

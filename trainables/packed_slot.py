@@ -39,6 +39,11 @@ class Counters:
     scale: torch.Tensor
     growing: torch.Tensor
 
+    def scaler(self) -> dict[str, float]:
+        """As the state of a torch.amp.GradScaler."""
+        known = torch.amp.GradScaler("cpu").state_dict()
+        return {**known, "scale": float(self.scale), "_growth_tracker": int(self.growing)}
+
 
 class Slot:
     """The adapter of one trial.

@@ -23,6 +23,9 @@ Batch = dict[str, torch.Tensor]
 class PackedTask(Protocol):
     """What the engine asks of a task."""
 
+    def prepared(self, batch: Batch) -> Batch:
+        """With what can be looked up before the batch is on a device, where every look waits."""
+
     def targets(self, batch: Batch) -> torch.Tensor:
         """int64[r]: targets of each row."""
 
@@ -47,16 +50,20 @@ class PackedCausalLM:
             hidden = probe(self._model.base_model).last_hidden_state
             return torch.equal(head(hidden), probe(self._model).logits)
 
+    def prepared(self, batch: Batch) -> Batch:
+        """With `where`, int64[n]: the tokens, all rows on end, that are followed by a target, and `targets`."""
+        labels_rt = pad(batch["labels"], (0, 1), value=IGNORE)[:, 1:]
+        where = (labels_rt != IGNORE).flatten().nonzero()[:, 0]
+        return {**batch, "where": where, "targets": labels_rt.flatten()[where]}
+
     def targets(self, batch: Batch) -> torch.Tensor:
         """See `CausalLM.targets`."""
         return (batch["labels"][:, 1:] != IGNORE).sum(1)
 
     def losses(self, batch: Batch, weights_r: torch.Tensor) -> torch.Tensor:
         """Of all tokens that follow another one, but the masked ones."""
-        labels_rt = pad(batch["labels"], (0, 1), value=IGNORE)[:, 1:]
-        where = (labels_rt != IGNORE).flatten().nonzero()[:, 0]
-        rows = where // labels_rt.shape[1]
-        targets = labels_rt.flatten()[where]
+        shape, where, targets = batch["labels"].shape, batch["where"], batch["targets"]
+        rows = where // shape[1]
         inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"], "use_cache": False}
         weights = weights_r[rows]
         if self._head is not None:
@@ -67,8 +74,7 @@ class PackedCausalLM:
             logits_rtv = self._model(**inputs).logits
             chosen = logits_rtv.reshape(-1, logits_rtv.shape[-1])[where].float()
             losses = cross_entropy(chosen, targets, reduction="none")
-        spread = losses.new_zeros(labels_rt.shape[0] * labels_rt.shape[1])
-        return spread.index_put((where,), losses * weights).view(labels_rt.shape).sum(1)
+        return losses.new_zeros(shape.numel()).index_put((where,), losses * weights).view(shape).sum(1)
 
     def tally(self, batch: Batch) -> torch.Tensor:
         """[NLL, targets]."""
@@ -83,6 +89,10 @@ class PackedClassification:
     def __init__(self, model: PreTrainedModel) -> None:
         """Args: model: with its head."""
         self._model = model
+
+    def prepared(self, batch: Batch) -> Batch:
+        """As it is."""
+        return batch
 
     def targets(self, batch: Batch) -> torch.Tensor:
         """One for each row."""

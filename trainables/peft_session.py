@@ -199,9 +199,7 @@ class PeftSession:
         }
         if self.base.device.type == "cuda":
             position["rng_cuda"] = torch.cuda.get_rng_state(self.base.device).numpy().tobytes().hex()
-        (folder / STATE).write_text(json.dumps(position), encoding="utf-8")
-        base = {**self.base.loaded_as, "pad_token_id": self.data.pad_id}
-        (folder / BASE).write_text(json.dumps(base), encoding="utf-8")
+        write_position(folder, position, self.base, self.data)
 
     def load(self, folder: Path) -> None:
         """Continue from what `save` wrote."""
@@ -232,7 +230,8 @@ class PeftSession:
         self.train_seconds = position["train_seconds"]
         self._losses = list(torch.tensor(position["losses"], dtype=torch.float32, device=self.base.device))
         self._batches = None  # made anew, from the row that comes next
-        torch.set_rng_state(_byte_tensor(position["rng"]))
+        if "rng" in position:  # a pack draws from no generator
+            torch.set_rng_state(_byte_tensor(position["rng"]))
         if "rng_cuda" in position:
             torch.cuda.set_rng_state(_byte_tensor(position["rng_cuda"]), self.base.device)
 
@@ -347,6 +346,12 @@ def open_session(config: TrialConfig, bases: BaseCache) -> PeftSession:
     cap_memory(config.memory_cap, device())
     base = bases.get(config.model, task_named(config.task, config.code), config.lora.quantization, config.labels)
     return PeftSession(base, config, load_tokens(config.tokens))
+
+
+def write_position(folder: Path, position: dict[str, Any], base: FrozenBase, data: TokenData) -> None:
+    """What a checkpoint has beside its tensors: how far the trial is, and how its base is loaded."""
+    (folder / STATE).write_text(json.dumps(position), encoding="utf-8")
+    (folder / BASE).write_text(json.dumps({**base.loaded_as, "pad_token_id": data.pad_id}), encoding="utf-8")
 
 
 class _Rows(Dataset[int]):

@@ -11,11 +11,16 @@ import numpy as np
 import pytest
 import torch
 from architectures import FAMILIES, VOCABULARY, build
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from peft import PeftModel
+from safetensors.torch import load_file
 from support import lora
 
 from lorafront.spaces import modules
 from lorafront.trainables.config import ModelConfig, TrainingConfig, TrialConfig
 from lorafront.trainables.data import TokenData, TokenRows, store
+from lorafront.trainables.evaluate import tally
 from lorafront.trainables.frozen_base import BaseCache
 from lorafront.trainables.keyed_random import keep, site_keys, thresholds, word
 from lorafront.trainables.model_facts import model_facts
@@ -286,3 +291,110 @@ def test_trials_join_and_leave_while_others_go_on(places: dict[str, Place]) -> N
     engine.close()
     for session in (two, three):
         assert measured[session] == pytest.approx(stock(place, session.config).measured["eval_loss"], rel=1e-5)
+
+
+def test_what_is_saved_is_what_stock_peft_saves_and_loads(places: dict[str, Place], tmp_path: Path) -> None:
+    """The same adapter configuration; stock PEFT finds the same logits; names and shapes of the state are the same."""
+    for family in STYLES:
+        place = places[family]
+        config = place.trial(rank=6, modules="all-linear")
+        ours, theirs = tmp_path / family / "ours", tmp_path / family / "theirs"
+        for folder in (ours, theirs):
+            folder.mkdir(parents=True)
+        engine = PackedEngine(config, place.bases)
+        session, _ = engine.open(config), engine.open(place.trial(rank=64))
+        session.train(config.rows)
+        session.save(ours)
+        loss = session.evaluate()["eval_loss"]
+        engine.close()
+        alone = open_session(config, place.bases)
+        alone.train(config.rows)
+        alone.save(theirs)
+        alone.close()
+        for file in ("adapter/adapter_config.json", "base.json"):
+            own, other = (json.loads((one / file).read_text()) for one in (ours, theirs))
+            # PEFT adds the names that a head may have, some twice, whether the model has them or not.
+            assert set(own.pop("modules_to_save", None) or ()) <= set(other.pop("modules_to_save", None) or ())
+            assert own == other
+        for file in ("adapter/adapter_model.safetensors", "optimizer.safetensors"):
+            shapes = [{name: (t.shape, t.dtype) for name, t in load_file(one / file).items()} for one in (ours, theirs)]
+            assert shapes[0] == shapes[1]
+        stock_one = PeftModel.from_pretrained(alone.base.model, ours / "adapter").eval()
+        sums = tally(stock_one, alone.task, alone.data.evaluation, 1, BATCH, torch.device("cpu"))
+        assert alone.task.metrics(sums)["eval_loss"] == pytest.approx(loss, rel=1e-6)
+        alone.base.detach(stock_one)
+
+
+@pytest.mark.parametrize("family", ["llama", "bert"])
+@pytest.mark.parametrize("quantization", ["fp32", "fp16"])
+@pytest.mark.parametrize("other", ["pack", "stock before", "stock after"])
+def test_a_checkpoint_goes_on_in_either_engine(
+    places: dict[str, Place], family: str, quantization: str, other: str, tmp_path: Path
+) -> None:
+    """To the bit in a pack, and as if it had been one engine all the time where stock PEFT begins or ends."""
+    place = places[family]
+    config = place.trial(rank=6, quantization=quantization)
+    (whole,) = packed(place, [config])
+    engine = PackedEngine(config, place.bases)
+    first = open_session(config, place.bases) if other == "stock before" else engine.open(config)
+    first.train(config.rungs[0])
+    first.save(tmp_path)
+    first.close()
+    engine.close()
+    engine = PackedEngine(config, place.bases)
+    second = open_session(config, place.bases) if other == "stock after" else engine.open(config)
+    second.load(tmp_path)
+    second.train(config.rows)
+    losses, loss = torch.stack(second._losses).tolist(), second.evaluate()["eval_loss"]
+    second.close()
+    engine.close()
+    if other == "pack":
+        assert (losses, loss) == (whole.losses, whole.measured["eval_loss"])
+    else:
+        assert losses == pytest.approx(whole.losses, rel=1e-5 if quantization == "fp32" else 2e-3)
+        assert loss == pytest.approx(whole.measured["eval_loss"], rel=1e-5 if quantization == "fp32" else 2e-3)
+
+
+@pytest.mark.parametrize("family", ["gpt-2", "bert"])
+def test_dropout_of_the_base_depends_on_the_trial_alone(files: dict[str, Path], family: str, tmp_path: Path) -> None:
+    """Models that drop by themselves: the same numbers alone and beside others, others for another seed."""
+    place = Place(family, build(family, tmp_path), files, BaseCache())
+    own, others = place.trial(rank=8), [place.trial(**changes, seed=7) for changes in MIXED]
+    (alone,), beside = packed(place, [own]), packed(place, [*others, own])[-1]
+    assert beside.losses == pytest.approx(alone.losses, rel=1e-6)
+    plain = Place(family, without_dropout(family, tmp_path), files, BaseCache())
+    (undropped,) = packed(plain, [plain.trial(rank=8)])
+    assert undropped.losses[0] != alone.losses[0]
+    assert packed(place, [place.trial(rank=8, seed=1)])[0].losses[0] != alone.losses[0]
+
+
+CHANGES = st.fixed_dictionaries(
+    {
+        "rank": st.integers(1, 40),
+        "alpha": st.floats(1, 64),
+        "modules": st.sampled_from(["query+key+value", "attention", "mlp", "all-linear"]),
+        "learning_rate": st.floats(1e-4, 1e-2),
+        "dropout": st.sampled_from([0.0, 0.1, 0.5]),
+        "weight_decay": st.sampled_from([0.0, 0.1]),
+        "warmup": st.sampled_from([0.0, 0.5]),
+        "scheduler": st.sampled_from(["linear", "cosine", "constant"]),
+        "seed": st.integers(0, 2),
+        "steps": st.integers(2, 4),
+    }
+)
+
+
+@settings(max_examples=6, deadline=None, derandomize=True)
+@given(family=st.sampled_from(STYLES), changes=st.lists(CHANGES, min_size=1, max_size=5))
+def test_random_packs_equal_stock_peft(places: dict[str, Place], family: str, changes: list[dict[str, Any]]) -> None:
+    """Whatever differs inside a pack, each trial's numbers are its own, also of unequal lengths."""
+    place = places[family]
+    configs = [place.trial(**one) for one in changes]
+    engine = PackedEngine(configs[0], place.bases)
+    sessions = [engine.open(config) for config in configs]
+    while left := {one: one.config.rows for one in sessions if one.rows_seen < one.config.rows}:
+        engine.train(left)
+    losses = [torch.stack(one._losses).tolist() for one in sessions]
+    engine.close()
+    for config, found in zip(configs, losses, strict=True):
+        assert found == pytest.approx(stock(place, config).losses, rel=1e-5)
