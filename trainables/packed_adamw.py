@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import torch
 
-from lorafront.trainables.packed_lora import Bucket
+from lorafront.trainables.packed_bucket import Bucket
 
 BETA_1, BETA_2, EPSILON = 0.9, 0.999, 1e-8  # torch's defaults, as in stock PEFT trainers
 CLIP_EPSILON = 1e-6  # of torch.nn.utils.clip_grad_norm_

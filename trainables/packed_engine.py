@@ -25,9 +25,10 @@ from lorafront.trainables.frozen_base import SHARE_OF_MEMORY
 from lorafront.trainables.keyed_random import word
 from lorafront.trainables.packed_adamw import Rates, update
 from lorafront.trainables.packed_base import PackedBase, evaluating, probe
+from lorafront.trainables.packed_bucket import Pass, bare
 from lorafront.trainables.packed_calls import Draws, DropoutCalls, PackedCalls
 from lorafront.trainables.packed_head import PackedHead
-from lorafront.trainables.packed_lora import GroupOfLinears, Pass, bare
+from lorafront.trainables.packed_lora import GroupOfLinears
 from lorafront.trainables.packed_session import PackedSession
 from lorafront.trainables.packed_slot import Stack
 from lorafront.trainables.packed_task import Batch, packed_task

@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 
 from lorafront.trainables.packed_base import NotPackable
+from lorafront.trainables.packed_lora import by_slot
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from lorafront.trainables.packed_lora import Pass
+    from lorafront.trainables.packed_bucket import Pass
 
 
 class PackedHead:
@@ -83,13 +84,13 @@ class LinearPerSlot(torch.autograd.Function):
     ) -> torch.Tensor:
         """Args: x: [K b, …, i], slot by slot. name: of the module. dtype: to compute in."""
         del anchor
-        x_kti = x.reshape(now.slots, -1, x.shape[-1]).to(dtype)
+        x_kti = by_slot(x, now).to(dtype)
         outputs = []
-        for slots, bucket, values in now.parts():
-            heads = bucket.layout.heads
-            y_kto = torch.bmm(x_kti[slots], heads[f"{name}.weight"].of(values).to(dtype).mT)
+        for part in now.parts():
+            heads = part.bucket.layout.heads
+            y_kto = torch.bmm(x_kti[part.slots], heads[f"{name}.weight"].of(part.values).to(dtype).mT)
             if f"{name}.bias" in heads:
-                y_kto += heads[f"{name}.bias"].of(values).to(dtype).mT
+                y_kto += heads[f"{name}.bias"].of(part.values).to(dtype).mT
             outputs.append(y_kto)
         if now.training:
             ctx.save_for_backward(x)
@@ -101,18 +102,14 @@ class LinearPerSlot(torch.autograd.Function):
         """Gradient of the input."""
         (x,) = ctx.saved_tensors
         name, now = ctx.name, ctx.now
-        x_kti = x.reshape(now.slots, -1, x.shape[-1]).to(ctx.dtype)
-        gy_kto = gradients[0].reshape(now.slots, -1, gradients[0].shape[-1]).to(ctx.dtype)
+        x_kti, gy_kto = by_slot(x, now).to(ctx.dtype), by_slot(gradients[0], now).to(ctx.dtype)
         gx = torch.empty_like(x_kti)
-        for slots, bucket, values in now.parts():
-            heads, into = bucket.layout.heads, bucket.trained[0]
+        for part in now.parts():
+            heads, slots = part.bucket.layout.heads, part.slots
             found = {f"{name}.weight": torch.bmm(gy_kto[slots].mT, x_kti[slots])}
             if f"{name}.bias" in heads:
                 found[f"{name}.bias"] = gy_kto[slots].sum(1)[..., None]
             for key, gradient in found.items():
-                if now.first:
-                    heads[key].of(into).copy_(gradient)
-                else:
-                    heads[key].of(into).add_(gradient)
-            gx[slots] = torch.bmm(gy_kto[slots], heads[f"{name}.weight"].of(values).to(ctx.dtype))
+                now.write(heads[key].of(part.bucket.trained[0]), gradient)
+            gx[slots] = torch.bmm(gy_kto[slots], heads[f"{name}.weight"].of(part.values).to(ctx.dtype))
         return gx.view(x.shape).to(x.dtype), None, None, None, None

@@ -17,7 +17,7 @@ import torch
 from lorafront.trainables.frozen_base import initial_a, initial_head
 from lorafront.trainables.keyed_random import site_keys, thresholds, word
 from lorafront.trainables.packed_adamw import OptimizerState
-from lorafront.trainables.packed_lora import Bucket, Dropout, Layout, Shape, bucket_rank
+from lorafront.trainables.packed_bucket import Bucket, Dropout, Layout, Shape, bucket_rank
 
 if TYPE_CHECKING:
     from lorafront.trainables.config import TrialConfig
