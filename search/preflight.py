@@ -13,15 +13,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
-from lorafront.search.devices import MACHINE, cores, placement
+from lorafront.search.devices import cores
 from lorafront.search.known_limits import breaking, configurations
 from lorafront.search.packing import packing_notes
 from lorafront.search.paths import RootPaths
-from lorafront.search.peak_memory import PeakMemory
-from lorafront.search.placement import Devices, Placement
 from lorafront.search.prepared import VRAM, Prepared
 from lorafront.search.rungs import ladder, total_rows
 from lorafront.search.search_file import SearchFile
+from lorafront.search.seated import seated
 from lorafront.search.start_points import Surroundings, starts
 from lorafront.search.warm_start import WarmStart, warm_start
 from lorafront.spaces import modules
@@ -32,7 +31,6 @@ from lorafront.spaces.start_points import StartPoint, overlap_on
 from lorafront.trainables import models
 from lorafront.trainables.config import ModelConfig
 from lorafront.trainables.data import prepare
-from lorafront.trainables.engines import PROCESS
 from lorafront.trainables.hub import hub_answers, local_folder_or_file, weights_on_hub
 from lorafront.trainables.known_measurements import KNOWN
 from lorafront.trainables.model_facts import ModelFacts, model_facts
@@ -41,7 +39,7 @@ from lorafront.trainables.task import TASKS, Task, task_named
 from lorafront.trainables.user_code import is_reference, load_reference
 
 if TYPE_CHECKING:
-    from lorafront.trainables.memory_model import MemoryModel
+    from lorafront.search.placement import Devices
     from lorafront.trainables.memory_trace import DeviceKind
 
 T = TypeVar("T")
@@ -116,42 +114,9 @@ def check(
         raise InvalidInput(checks.problems)
     notes = (*prepared[1].notes, *checks.notes, *_notes(located, rungs, max(rows_per_step)))
     ready = Prepared(located, facts, resolved, prepared[0], prepared[1], rungs, notes, tuple(downloads))
-    ready = _seated(ready, config, root, devices, kind or ("cuda" if models.device().type == "cuda" else "cpu"))
+    ready = seated(ready, config, root, devices, kind or ("cuda" if models.device().type == "cuda" else "cpu"))
     ready = replace(ready, notes=(*ready.notes, *packing_notes(ready)))
     return _with_starts(ready, root if warm else None)
-
-
-def _seated(ready: Prepared, config: Any, root: RootPaths, devices: Sequence[Devices], kind: DeviceKind) -> Prepared:
-    """Add the devices, and where something asks for it the prediction of memory."""
-    seats = placement(ready.search, ready.facts, devices)
-    memory, bounded = _memory(ready, config, root, kind), _asked(ready.search, seats)
-    if memory is not None and not (memory.works if bounded else ready.search.engine != PROCESS):
-        memory = None
-    if memory is None and seats.types and seats.types[0].name == MACHINE:
-        seats = Placement()  # else each trial had the whole machine to itself
-    return replace(ready, placement=seats, memory=memory, bounded=bounded and memory is not None)
-
-
-def _asked(search: SearchFile, seats: Placement) -> bool:
-    """Whether peak memory decides what may run; tracing takes seconds."""
-    return bool(seats.types) or any(limit.name == VRAM for limit in search.limits)
-
-
-def _memory(ready: Prepared, config: Any, root: RootPaths, kind: DeviceKind) -> PeakMemory | None:
-    """For the tasks whose batches are known, where the closed form is that of the step."""
-    search = ready.search
-
-    def model() -> MemoryModel | None:
-        from lorafront.trainables import memory_model  # imports a session's libraries, seconds
-
-        if not memory_model.exact(config, search.data.max_length):
-            return None
-        capability = torch.cuda.get_device_capability()[0] if torch.cuda.is_available() else memory_model.LATEST
-        task, traced = task_named(search.task), root.traced.absolute()
-        attention = search.model.attention
-        return memory_model.MemoryModel(config, task, ready.tokens.labels, attention, traced, kind, capability)
-
-    return PeakMemory(model, search, ready.tokens, ready.rungs[-1]) if search.task in TASKS else None
 
 
 def _with_starts(ready: Prepared, root: RootPaths | None) -> Prepared:

@@ -16,7 +16,8 @@ from lorafront.search.retries import OUT_OF_MEMORY, ran_out
 from lorafront.search.study_table import StudyTable, read_study
 from lorafront.spaces.sizes import GIB
 from lorafront.trainables.engines import PACKED, PROCESS
-from lorafront.trainables.memory_meter import CPU, CUDA, PREDICTED
+from lorafront.trainables.memory_meter import CPU, CUDA
+from lorafront.trainables.session import PREDICTED
 
 if TYPE_CHECKING:
     from lorafront.search.paths import SearchPaths

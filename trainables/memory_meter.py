@@ -22,7 +22,6 @@ from lorafront.trainables.session import Measurements
 
 ROUND = 512
 CUDA, CPU = "cuda_allocator", "cpu_live_storages"
-PREDICTED = "predicted"  # by the memory model: nothing of this trial was measured
 
 
 @dataclass(frozen=True)

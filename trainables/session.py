@@ -9,6 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol, TypedDict
 
+PREDICTED = "predicted"  # source of a peak that the memory model said: nothing of this trial was measured
+
 
 def never() -> bool:
     """Nothing interrupts."""
