@@ -158,7 +158,7 @@ def test_the_front_measured_alone_is_what_was_predicted(ended) -> None:
 
 
 def test_what_was_measured_decides_the_front(ended) -> None:
-    """A member that needs more than predicted leaves, others are measured in their turn, and what was told stays told."""
+    """A member that needs more than predicted leaves, others are measured in turn, and what was told stays told."""
     prepared, ledger, paths = ended
     before = front_of(read_study(paths.study_db))
     worst, next_one = before[-1], before[-2]  # the cheapest, and the next
