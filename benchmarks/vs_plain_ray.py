@@ -662,6 +662,10 @@ def compare(options: argparse.Namespace) -> None:
         ours, _, other = name.partition(" / ")
         goal = GOALS.get((ours, other))
         print(f"{name}: {ratio:.2f}" + (f" (goal: at least {goal:g})" if goal else ""))
+    for name in set(arms) & set(OURS):
+        others = [trial["engine"] for trial in arms[name]["trials"] if trial["engine"] != name]
+        if others:
+            print(f"{len(others)} trials of {name} were not trained by that engine")
     if equal["count"]:
         print(f"{equal['count']} configurations ran in all arms; median ratio of highest to lowest perplexity")
         print(f"{equal['median_ratio']:.3f} (row order and initial adapters differ)")
