@@ -17,6 +17,7 @@ for P linear parameters and T tokens, at the speed of a large matrix product mea
 from __future__ import annotations
 
 import argparse
+import atexit
 import json
 import os
 import re
@@ -79,6 +80,7 @@ def spawn(orders: list[dict[str, Any]]) -> tuple[list[list[dict[str, Any]]], flo
         ):
             children[order["index"]] = subprocess.Popen(command, env=own, stdout=said, stderr=log)  # noqa: S603  # ourselves
     wrong = ""
+    atexit.register(lambda: [child.kill() for child in children.values() if child.poll() is None])
     while running := [index for index, child in children.items() if child.poll() is None]:
         for index in set(children) - set(running):
             (place / f"gone-{index}").touch()  # whoever has died is waited for by nobody
