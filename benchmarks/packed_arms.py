@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import json
+import os
 import resource
 import sys
 import time
@@ -142,6 +143,7 @@ class Meeting:
         """Args: order: says how many there are and where they meet."""
         self._order = order
         self._folder = Path(order.folder)
+        self._parent = os.getppid()
 
     def wait(self, place: str) -> None:
         """Until all have come to that place, or one of them has given up."""
@@ -149,6 +151,8 @@ class Meeting:
         others = [self._folder / f"{place}-{index}" for index in range(self._order.processes)]
         gone = [self._folder / f"gone-{index}" for index in range(self._order.processes)]
         while not all(one.exists() or left.exists() for one, left in zip(others, gone, strict=True)):
+            if os.getppid() != self._parent:
+                raise SystemExit("nobody is there to hear of it")
             time.sleep(POLL)
 
 
