@@ -63,6 +63,7 @@ early_stopping: model           # trials that are behind end at a rung; or rungs
 
 budget: {{trials: 32}}           # also hours: 8, gpu_hours: 20; whichever comes first
 resources: {{gpus_per_trial: auto}}   # by predicted memory; or such as 0.25. Without a GPU also memory_per_worker: 4GB
+engine: auto                    # trials train many at a time over one base where they can; or packed, process
 # tracking: {{uri: "http://127.0.0.1:5000", required: false}}   # default: SQLite beside the searches
 seed: 0
 """

@@ -18,6 +18,7 @@ from lorafront.spaces.sizes import parse_size, size_text
 WHOLE = 16
 # Few sizes, so that one trial's worker can go on with the next; each as large as so many at once allow.
 STEPS = (1, 2, 3, 4, 5, 8, 11, WHOLE)
+WORKER, MACHINE = "a worker", "this machine"  # names of devices that are no GPUs
 
 
 @dataclass(frozen=True)

@@ -30,12 +30,12 @@ from lorafront.search.objective_entry import (
     ObjectiveEntry,
 )
 from lorafront.search.paths import check_name
+from lorafront.search.resources import Resources
 from lorafront.search.yaml_file import locate, parse_yaml
 from lorafront.spaces.errors import InvalidInput, Problem, did_you_mean
-from lorafront.spaces.lora import ALPHA_FORMS, AlphaAbsolute, AlphaRatio, Count, LoraSpace
+from lorafront.spaces.lora import ALPHA_FORMS, AlphaAbsolute, AlphaRatio, LoraSpace
 from lorafront.spaces.objectives import OBJECTIVES, Limit, Objective, parse_limit, second_set_loss
-from lorafront.spaces.parameters import FORMS, Range, Real, Whole, real
-from lorafront.spaces.sizes import parse_size
+from lorafront.spaces.parameters import FORMS, Range, Real, Whole
 from lorafront.spaces.start_points import PointAlpha, StartPoint, StartPoints, outside
 from lorafront.trainables.config import DataConfig, ModelConfig, SecondSet, Section, TrainingConfig
 from lorafront.trainables.task import TASKS
@@ -59,45 +59,6 @@ class Budget(Section):
         default=None, description="hours of trials, each times its share of a GPU; without a GPU, hours of workers"
     )
     hours: Annotated[Real, Gt(0)] | None = Field(default=None, description="hours that drivers live, all together")
-
-
-def _share(raw: object) -> object:
-    if raw is None or raw == "auto":  # studies of the first days say nothing
-        return "auto"
-    value = real(raw)
-    whole = value >= 1 and value == int(value)
-    if not whole and not (0 < value < 1 and value * 16 == int(value * 16)):
-        raise PydanticCustomError(
-            "rule",
-            "must be a whole number of GPUs, or sixteenths of one such as 0.25, 0.125, 0.0625 (got {value})",
-            {"value": value},
-        )
-    return value
-
-
-def _size(text: object) -> object:
-    try:
-        parse_size(text)
-    except ValueError as error:
-        raise PydanticCustomError("rule", "{reason}", {"reason": str(error)}) from error
-    return str(text)
-
-
-class Resources(Section):
-    """What one trial gets, and how many run at once."""
-
-    gpus_per_trial: Annotated[float | Literal["auto"], BeforeValidator(_share)] = Field(
-        default="auto", description="GPUs, or sixteenths of one; auto is what each trial's predicted memory needs"
-    )
-    memory_per_worker: Annotated[str, BeforeValidator(_size)] | None = Field(
-        default=None, description="memory of each worker where there is no GPU, such as 4GB; none is the machine's"
-    )
-    cpus_per_trial: Count = Field(default=1, description="CPU cores, which is also its threads")
-    max_concurrent: Count | None = Field(default=None, description="trials at once at most; none is what fits")
-    hang_minutes: Annotated[Real, Gt(0)] = Field(
-        default=30,
-        description="a worker without an optimizer step or evaluation batch for so long is ended, its trial run again",
-    )
 
 
 class Tracking(Section):
@@ -162,6 +123,11 @@ class SearchFile(Section):
     )
     constraints: dict[Measurement, Comparison] = Field(default_factory=dict)
     training: TrainingConfig = TrainingConfig(epochs=1)
+    engine: Literal["auto", "packed", "process"] = Field(
+        default="auto",
+        description="packed: many trials in one pass over one frozen base; process: each by stock PEFT in a process of "
+        "its own; auto packs what can be packed",
+    )
     sampler: SamplerName = Field(default="mfgp", description="who proposes configurations")
     early_stopping: Literal["off", "rungs", "model"] = Field(
         default="model", description="which trials end before full fidelity"

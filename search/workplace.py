@@ -15,7 +15,9 @@ from lorafront.search.ray_trainable import CONFIG, ENGINE, FOLDER, KNOWN, NUMBER
 from lorafront.search.retries import OUT_OF_MEMORY, ran_out
 from lorafront.search.study_table import StudyTable, read_study
 from lorafront.spaces.sizes import GIB
+from lorafront.trainables.engines import PACKED, PROCESS
 from lorafront.trainables.memory_meter import CPU, CUDA
+from lorafront.trainables.session import PREDICTED
 
 if TYPE_CHECKING:
     from lorafront.search.paths import SearchPaths
@@ -45,16 +47,31 @@ class Places:
     def seat(self, number: int, lora: LoraConfiguration) -> Seat:
         """What a trial gets: a whole device once it ran out of memory."""
         placement, alone = self._prepared.placement, ran_out(self._ledger, number)
-        predicted = self._prepared.predicted(lora)
+        predicted = self._prepared.predicted(lora) if placement.types else None
         return placement.seat(lora.quantization, predicted and predicted.needed, alone=alone)
 
-    def known(self, lora: LoraConfiguration, seat: Seat) -> dict[str, float | str]:
-        """What its reports say beside what it measures."""
-        predicted = self._prepared.expected_bytes(lora)
-        known: dict[str, float | str] = {}
+    def known(self, lora: LoraConfiguration, seat: Seat, process: str | None = None) -> dict[str, float | str]:
+        """What its reports say beside what it measures.
+
+        Args:
+            lora: its configuration.
+            seat: where it sits.
+            process: why stock PEFT trains it; empty where it is in a pack, None is what the search says of it.
+        """
+        prepared = self._prepared
+        reason = prepared.why_process(lora) if process is None else process
+        known: dict[str, float | str] = {"engine": PROCESS if reason else PACKED}
+        if reason and prepared.search.engine != PROCESS:
+            known["engine_reason"] = reason
         if seat.cap is not None:
-            known = {"device_type": seat.devices.name, "memory_cap_gb": seat.cap / GIB}
-        return known if predicted is None else {**known, "predicted_peak_vram_gb": predicted / GIB}
+            known |= {"device_type": seat.devices.name, "memory_cap_gb": seat.cap / GIB}
+        # In a pack nothing tells one trial's peak from another's, so what is reported is what it would need alone.
+        predicted = prepared.expected_bytes(lora) if prepared.bounded or not reason else None
+        if predicted is None:
+            return known
+        if reason:
+            return {**known, "predicted_peak_vram_gb": predicted / GIB}
+        return {**known, "peak_vram_gb": predicted / GIB, "peak_vram_source": PREDICTED}
 
     def learn(self, number: int, lora: LoraConfiguration, report: Report, seat: Seat | None) -> None:
         """From a trial's first report, and from each time that it ran out of memory.
@@ -121,7 +138,7 @@ def workplace(
             ORDERS: str(paths.orders(epoch).path.absolute()),
             CONFIG: prepared.trial(lora, seat.cap).model_dump(mode="json"),
             ENGINE: engine,
-            KNOWN: places.known(lora, seat),
+            KNOWN: places.known(lora, seat, "its driver starts no packs"),
             RESOURCES: resources,
         }
 
