@@ -55,6 +55,7 @@ class FrozenBase:
         self.key = base_key(model, task, quantization, labels)
         self.task = task
         self.references: dict[Path, dict[str, float]] = {}  # evaluation of the bare base, by token file
+        self.borrower: object = None  # the packed engine whose adapters the model computes with
         self.probes: dict[tuple[object, ...], Memory] = {}  # peak memory of trials, by all that has a size
         self.device = device()
         self.dtype = compute_dtype(quantization, self.device)

@@ -114,6 +114,10 @@ class Group:
         """That of its first linear."""
         return self.linears[0].name
 
+    def forget(self) -> None:
+        """What was computed and not yet asked for."""
+        self._input, self._outputs = None, {}
+
     def output(
         self, name: str, x: torch.Tensor, compute: Callable[[Group, torch.Tensor], tuple[torch.Tensor, ...]]
     ) -> torch.Tensor:
@@ -154,7 +158,8 @@ class PackedBase:
         }
         self.order: Final = {name: place for place, (name, _) in enumerate(model.named_modules())}
         self.linears: Final = linears
-        self.groups: Final = self._look(linears)
+        self.groups: list[Group] = []
+        self.groups = self._look(linears)
         self._group_of = {one.name: group for group in self.groups for one in group.linears}
 
     @property
@@ -172,6 +177,8 @@ class PackedBase:
         """The linears are themselves again."""
         for one in self.linears.values():
             one.module.__dict__.pop("forward", None)
+        for group in self.groups:
+            group.forget()  # what a pass that broke off has left
 
     def _hand_over(self, name: str, compute: Any, x: torch.Tensor) -> torch.Tensor:
         return self._group_of[name].output(name, x, compute)

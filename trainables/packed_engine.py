@@ -62,6 +62,7 @@ class PackedEngine:
         torch.set_num_threads(config.threads)
         self.task: Final = task_named(config.task, config.code)
         self.base: Final[FrozenBase] = bases.get(config.model, self.task, config.lora.quantization, config.labels)
+        _set_free(self.base)
         self.data: Final[TokenData] = load_tokens(config.tokens)
         self.model: Final = self.base.model
         self.model.config.pad_token_id = self.data.pad_id  # a classifier on a decoder looks for the end of a row by it
@@ -82,7 +83,6 @@ class PackedEngine:
         self._now = bare()
         self._stack: Stack | None = None
         self._sessions: list[PackedSession] = []
-        self._open = False
 
     def open(self, config: TrialConfig) -> PackedSession:
         """A fresh session in a slot of its own."""
@@ -101,9 +101,16 @@ class PackedEngine:
         self._attach()
         self.model.train()
         start = time.perf_counter()
-        while all(one.rows_seen < rows for one, rows in goals.items()) and not interrupted():
-            self._step(sessions)
-        self._now = bare()
+        try:
+            while all(one.rows_seen < rows for one, rows in goals.items()) and not interrupted():
+                self._step(sessions)
+        except BaseException:  # such as out of memory: every slot is as it was before the step
+            self.detach()
+            for session in sessions:
+                session.rewind()
+            raise
+        finally:
+            self._now = bare()
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         share = (time.perf_counter() - start) / max(1, len(sessions))
@@ -136,11 +143,9 @@ class PackedEngine:
 
     def close(self) -> None:
         """Give the base back as it was."""
-        self._stack, self._sessions, self._now, self._open = None, [], bare(), False
-        self.packed.close()
-        self.head.close()
-        if self.model.is_gradient_checkpointing:
-            self.model.gradient_checkpointing_disable()
+        self._stack, self._sessions, self._now = None, [], bare()
+        if self.base.borrower is self:
+            self.detach()
 
     def references(self) -> dict[str, float]:
         """Evaluation before the first step: B is zero, so it is the base's own, once per base and data."""
@@ -177,14 +182,23 @@ class PackedEngine:
         return [by_slot[id(slot)] for slot in self._stack.slots]
 
     def _attach(self) -> None:
-        """From now on the model computes with the adapters of `self._now`."""
-        if self._open:
+        """From now on the model computes with the adapters of `self._now`; engines of one base use it in turns."""
+        if self.base.borrower is self:
             return
+        _set_free(self.base)
+        self.base.borrower = self
         self.packed.open(self._outputs)
         self.head.open(lambda: self._now, self._anchor)
         if self.config.training.gradient_checkpointing:
             self.model.gradient_checkpointing_enable({"use_reentrant": False})
-        self._open = True
+
+    def detach(self) -> None:
+        """The model is as it was, until the next pass."""
+        self.packed.close()
+        self.head.close()
+        if self.model.is_gradient_checkpointing:
+            self.model.gradient_checkpointing_disable()
+        self.base.borrower = None
 
     def _outputs(self, group: Group, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
         found: tuple[torch.Tensor, ...] = GroupOfLinears.apply(x, self._anchor, group, self._now)  # type: ignore[no-untyped-call]
@@ -217,7 +231,10 @@ class PackedEngine:
                 losses_r = self.rows.losses(on_device, weights_k.repeat_interleave(rows // slots))
             losses_r.sum().backward()  # type: ignore[no-untyped-call]
             losses_k += losses_r.detach().view(slots, -1).sum(1)
-        norm_k = update(stack.buckets, stack.state, self._rates(sessions), scaled=self.base.dtype == torch.float16)
+        try:
+            norm_k = update(stack.buckets, stack.state, self._rates(sessions), scaled=self.base.dtype == torch.float16)
+        except Exception as error:  # whatever it was, it is not to be taken for something that left the slots whole
+            raise RuntimeError("the optimizer broke off in the middle of a step") from error
         losses_k = torch.where(stack.state.alive, losses_k / stack.state.scale, torch.nan)
         for place, session in enumerate(sessions):
             session.stepped(losses_k[place], norm_k[place])
@@ -291,3 +308,9 @@ class PackedEngine:
             sums.append(tallied.view(slots, -1, tallied.shape[1]).sum(1).cpu())
             heartbeat.beat()
         return torch.stack(sums).sum(0)
+
+
+def _set_free(base: FrozenBase) -> None:
+    """Whoever uses the base takes off what it has put on."""
+    if isinstance(base.borrower, PackedEngine):
+        base.borrower.detach()

@@ -81,6 +81,10 @@ class PackedSession:
             self._rows = islice(row_order(len(self.engine.data.train), self.config.seed), self.rows_seen, None)
         return list(islice(self._rows, self.config.lora.batch_size))
 
+    def rewind(self) -> None:
+        """The rows of a step that broke off come again."""
+        self._rows = None
+
     def stepped(self, loss: torch.Tensor, norm: torch.Tensor) -> None:
         """A step was taken; read when somebody asks, because each look waits for the device."""
         self._losses.append(loss)

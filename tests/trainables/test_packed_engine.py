@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from support import lora
 
 from lorafront.spaces import modules
+from lorafront.trainables import packed_lora
 from lorafront.trainables.config import ModelConfig, TrainingConfig, TrialConfig
 from lorafront.trainables.data import TokenData, TokenRows, store
 from lorafront.trainables.evaluate import tally
@@ -398,3 +399,48 @@ def test_random_packs_equal_stock_peft(places: dict[str, Place], family: str, ch
     engine.close()
     for config, found in zip(configs, losses, strict=True):
         assert found == pytest.approx(stock(place, config).losses, rel=1e-5)
+
+
+def test_engines_of_one_base_take_turns(places: dict[str, Place]) -> None:
+    """Packs of other batch sizes use the same weights; each gives its own numbers, and nothing is left on the model."""
+    place = places["llama"]
+    configs = [place.trial(), place.trial(batch_size=4)]
+    alone = [packed(place, [config])[0].losses for config in configs]
+    engines = [PackedEngine(config, place.bases) for config in configs]
+    sessions = [engine.open(config) for engine, config in zip(engines, configs, strict=True)]
+    for rows in (4, 8, 12):
+        for session in sessions:
+            session.train(rows)
+    assert [torch.stack(session._losses).tolist() for session in sessions] == alone
+    for engine in engines:
+        engine.close()
+    assert not any("forward" in vars(module) for module in engines[0].model.modules())
+
+
+def test_a_pass_that_breaks_off_leaves_every_slot_as_it_was(
+    places: dict[str, Place], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After memory ran out in the backward pass the same step is taken again, with the same rows, by fewer."""
+    place = places["llama"]
+    configs = [place.trial(**changes, gradient_accumulation=2) for changes in MIXED]
+    whole = packed(place, configs)
+    engine = PackedEngine(configs[0], place.bases)
+    sessions = [engine.open(config) for config in configs]
+    engine.train(dict.fromkeys(sessions, 8))
+    calls = iter(range(100))
+
+    def full(*_: Any, **__: Any) -> Any:
+        if next(calls) == 5:
+            raise MemoryError
+        return torch.bmm(*_, **__)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(packed_lora.torch, "bmm", full)
+        with pytest.raises(MemoryError):
+            engine.train(dict.fromkeys(sessions, 12))
+    for session in sessions[2:]:
+        session.close()
+    engine.train(dict.fromkeys(sessions[:2], 24))
+    losses = [torch.stack(session._losses).tolist() for session in sessions[:2]]
+    engine.close()
+    assert losses == [found.losses for found in whole[:2]]
