@@ -11,12 +11,11 @@ from dataclasses import dataclass, field
 
 from lorafront.search.study import StudyLedger
 from lorafront.spaces.lora import LoraConfiguration
-from lorafront.trainables.outcome import Outcome
+from lorafront.trainables.outcome import OUT_OF_MEMORY, Outcome
 
 WORKER_LOSSES = 2
 # Attempts after the first one, of lost workers from each rung; what is not here is told at once.
 ALLOWED = {Outcome.INFRA_LOST: WORKER_LOSSES, Outcome.TIMEOUT: WORKER_LOSSES, Outcome.CUDA_OOM: 1, Outcome.HOST_OOM: 1}
-OUT_OF_MEMORY = frozenset({Outcome.CUDA_OOM, Outcome.HOST_OOM})
 
 
 def kind(outcome: Outcome, rows: int) -> str:
