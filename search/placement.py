@@ -8,7 +8,7 @@ fragmentation on a GPU, libraries on a CPU).
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from lorafront.search.correction import Correction
@@ -126,21 +126,56 @@ class Placement:
             predicted: bytes of tensors at its peak; None where it cannot be predicted: it gets a whole device.
             alone: it gets a whole device in any case, as after it ran out of memory.
         """
+        return self.least({key: predicted}, alone=alone)
+
+    def least(self, parts: Mapping[str, int | None], *, alone: bool = False) -> Seat:
+        """As `seat`, of a worker that holds several bases.
+
+        Args:
+            parts: bytes of tensors at the peak by base key; None as for `seat`.
+            alone: as for `seat`.
+        """
         if not self.types:
             return ANYWHERE
         share, devices = WHOLE, self.types[-1]
         if self._fixed is not None:
             share = max(WHOLE, self._fixed) if alone else self._fixed
-        elif predicted is not None and not alone:
-            held = ((one.share(self.correction(key, one).need(predicted, one.context)), one) for one in self.types)
+        elif not alone:
+            held = ((one.share(need), one) for one in self.types if (need := self._need(parts, one)) is not None)
             share, devices = next(((step, one) for step, one in held if step is not None), (share, devices))
-        return Seat(share, devices, self.correction(key, devices).context_or(devices.context))
+        context = max(self.correction(key, devices).context_or(devices.context) for key in parts)
+        return Seat(share, devices, context)
 
-    def widened(self, seat: Seat) -> Seat:
-        """As large as the cores allow, where there is room: its worker can go on with more trials then."""
+    def _need(self, parts: Mapping[str, int | None], devices: Devices) -> int | None:
+        """Bytes of a process that holds these bases there."""
+        corrections = {key: self.correction(key, devices) for key in parts}
+        tensors = [None if size is None else corrections[key].need(size, 0) for key, size in parts.items()]
+        known = [size for size in tensors if size is not None]
+        if len(known) < len(tensors):
+            return None
+        return sum(known) + max(one.context_or(devices.context) for one in corrections.values())
+
+    def holds(self, who: str, parts: Mapping[str, int | None]) -> bool:
+        """Whether the seat of a worker is large enough for these bases at once; see `least`."""
+        seat, _ = self._taken[who]
+        need = self._need(parts, seat.devices) if seat.share else 0
+        return need is not None and need * WHOLE <= min(seat.share, WHOLE) * seat.devices.bytes
+
+    def contains(self, who: str, seat: Seat) -> bool:
+        """Whether the seat of a worker is as large as another one, on the same type of device."""
+        here, _ = self._taken[who]
+        return here.devices == seat.devices and here.share >= seat.share
+
+    def widened(self, seat: Seat, workers: int | None = None) -> Seat:
+        """As large as the cores allow, where there is room: its worker can go on with more trials then.
+
+        Args:
+            seat: the least.
+            workers: that share the devices; none is as many as there are cores for.
+        """
         if self._fixed is not None or not seat.share:
             return seat
-        each = sum(devices.count for devices in self.types) * WHOLE // self._most
+        each = sum(devices.count for devices in self.types) * WHOLE // (workers or self._most)
         steps = [step for step in STEPS if seat.share <= step <= each]
         return next((wide for step in reversed(steps) if self.has_room(wide := replace(seat, share=step))), seat)
 
@@ -155,7 +190,7 @@ class Placement:
             running: other workers.
         """
         here, place = self._taken[who]
-        if here.devices != seat.devices or here.share < seat.share:
+        if not self.contains(who, seat):
             return False
         if not place or running + 1 >= self._most:
             return True
@@ -165,6 +200,10 @@ class Placement:
     def has_room(self, seat: Seat) -> bool:
         """Whether it is free now."""
         return self._place(seat) is not None
+
+    def has_any_room(self) -> bool:
+        """Whether there is any free part of a device, or trials need none."""
+        return not self.types or any(room for free in self._free.values() for room in free)
 
     def take(self, who: str, seat: Seat) -> None:
         """Somebody sits down where there is room."""

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import gc
 import sys
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from lorafront.trainables import heartbeat
 from lorafront.trainables.fault_points import reached
 from lorafront.trainables.outcome import OUT_OF_MEMORY, classify
+from lorafront.trainables.session import never
 
 if TYPE_CHECKING:
     from lorafront.trainables.config import TrialConfig
@@ -154,6 +155,29 @@ class Pack:
             for key in self._idle():
                 del self._engines[key]
             self._broken()
+
+
+class OneByOne:
+    """Implements `Engine` for sessions that share nothing, such as those of stock PEFT."""
+
+    def __init__(self, open_session: Callable[[TrialConfig], Session]) -> None:
+        """Args: open_session: makes one."""
+        self._open = open_session
+
+    def open(self, config: TrialConfig) -> Session:
+        """There is always a free slot."""
+        return self._open(config)
+
+    def train(self, goals: Mapping[Session, int], interrupted: Callable[[], bool] = never) -> None:
+        """The first one."""
+        for session, rows in list(goals.items())[:1]:
+            session.train(rows, interrupted)
+
+    def evaluate(self, sessions: Sequence[Session]) -> None:
+        """Each does it by itself."""
+
+    def close(self) -> None:
+        """Nothing is borrowed by the engine."""
 
 
 def _collect() -> None:
