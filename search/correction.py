@@ -46,8 +46,12 @@ class Correction:
             predicted: tensors.
             context: assumed until one was seen; 0 counts tensors alone.
         """
+        return self.with_margin(predicted) + self.fragmentation + self.context_or(context)
+
+    def with_margin(self, predicted: int) -> int:
+        """Tensors, and what the prediction may not see of them."""
         widest = max([self.margin, *(ratio / self.ratio - 1 for ratio in self.ratios)])
-        return math.ceil(self.expected(predicted) * (1 + widest)) + self.fragmentation + self.context_or(context)
+        return math.ceil(self.expected(predicted) * (1 + widest))
 
     def context_or(self, assumed: int) -> int:
         """That of a process."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import psutil
 import torch
 
-from lorafront.search.placement import WHOLE, Devices, Placement
+from lorafront.search.placement import MACHINE, WHOLE, WORKER, Devices, Placement
 from lorafront.spaces.sizes import GIB, MIB, parse_size
 
 if TYPE_CHECKING:
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 CONTEXT = 768 * MIB  # CUDA's context, kernels and fragmentation, until a trial has measured them; not measured here
 LIBRARIES = GIB  # resident in a worker without a GPU beside its tensors; 0.7 to 0.8 GiB measured
 LARGE = 1 / 8  # of a machine's memory that weights in all workers may take before trials are placed by memory
-WORKER, MACHINE = "a worker", "this machine"
 CGROUP = Path("/sys/fs/cgroup")  # of this container
 
 

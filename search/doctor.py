@@ -97,10 +97,10 @@ def _values(trial: TrialRecord, stored: Mapping[int, float], names: list[str]) -
     if trial.state != "COMPLETE":
         return
     for index, name in enumerate(names):
-        if stored.get(index) != trial.measurements.get(name):
+        if stored.get(index) != trial.reported.get(name):
             yield Finding(
                 f"trial {trial.number}: {name} is {stored.get(index)} for the sampler and "
-                f"{trial.measurements.get(name)} in its report",
+                f"{trial.reported.get(name)} in its report",
                 "something else than lorafront wrote to study.db; restore it from a copy",
                 damage=True,
             )

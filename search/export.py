@@ -17,11 +17,13 @@ from typing import Any
 
 from lorafront.search.front import as_json, front_of, values
 from lorafront.search.paths import SearchPaths
+from lorafront.search.placement import MACHINE, WORKER
 from lorafront.search.study_table import StudyTable, TrialRecord, read_study
 from lorafront.search.tables import front_csv, number
 from lorafront.spaces.errors import InvalidInput, NoFront, StateUnreadable
 from lorafront.trainables.checkpoint import ASIDE, read_manifest, write_json, write_text
 from lorafront.trainables.fault_points import reached
+from lorafront.trainables.session import PREDICTED
 
 _ARGUMENTS = [
     'arguments = json.loads((here / "model_arguments.json").read_text())',
@@ -116,8 +118,8 @@ def _write_trial(table: StudyTable, trial: TrialRecord, paths: SearchPaths, out:
     ):
         if content:
             write_json(out / name, content)
-    on_cpu = trial.measurements.get("peak_vram_source") == "cpu_live_storages"
-    write_json(out / "training_arguments.json", training_arguments(table, trial, trial.last.rows, dtype, on_cpu=on_cpu))
+    arguments = training_arguments(table, trial, trial.last.rows, dtype, on_cpu=_on_cpu(trial.measurements))
+    write_json(out / "training_arguments.json", arguments)
     numbers = {
         "search": paths.name, "trial": trial.number, "model": model, "dtype": dtype,
         "configuration": trial.lora.model_dump(mode="json"), "measurements": trial.measurements,
@@ -126,6 +128,13 @@ def _write_trial(table: StudyTable, trial: TrialRecord, paths: SearchPaths, out:
     }  # fmt: skip
     write_json(out / "lorafront.json", numbers)
     write_text(out / "README.md", _readme(table, trial, model, base, Path(os.path.relpath(final))))
+
+
+def _on_cpu(measured: dict[str, Any]) -> bool:
+    """Whether it trained without a GPU: by who measured its peak, and where nobody has, by where it was placed."""
+    if measured.get("peak_vram_source") == PREDICTED:
+        return measured.get("device_type") in {None, WORKER, MACHINE}
+    return measured.get("peak_vram_source") == "cpu_live_storages"
 
 
 def training_arguments(table: StudyTable, trial: TrialRecord, rows: int, dtype: str, *, on_cpu: bool) -> dict[str, Any]:

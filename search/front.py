@@ -88,12 +88,13 @@ def best_under(table: StudyTable, size: str) -> list[TrialRecord]:
 
 
 def as_json(members: Sequence[TrialRecord], objectives: Sequence[Objective]) -> list[dict[str, object]]:
-    """`{"trial", "params", "values"}` of each member, as `pareto --json` prints it."""
+    """`{"trial", "params", "values"}` of each member, and how it ran where that is known, as `pareto --json` prints."""
     return [
         {
             "trial": trial.number,
             "params": trial.lora.model_dump(mode="json"),
             **({"execution": trial.execution.model_dump()} if trial.execution else {}),
+            **{name: said for name in ("engine", "peak_vram_source") if (said := trial.measurements.get(name))},
             "values": dict(zip((o.name for o in objectives), values(trial, objectives), strict=True)),
         }
         for trial in members

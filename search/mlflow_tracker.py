@@ -48,6 +48,8 @@ ONCE = frozenset(
      "setup_seconds", "seconds_per_epoch"}
 )  # fmt: skip
 
+TAGS = ("engine", "engine_reason", "peak_vram_source")  # measurements in words
+
 
 @dataclass(frozen=True)
 class Tracking:
@@ -197,7 +199,7 @@ class Projection:
             self._find_runs(client, table)
         members = {trial.number for trial in front_of(table)}
         for trial in table.trials:
-            seen = (trial.state, len(trial.rungs), trial.number in members)
+            seen = (trial.state, len(trial.rungs), trial.number in members, bool(trial.standalone))
             if self._sent.get(trial.number) != seen:
                 self._send(client, trial, table, pareto=trial.number in members)
                 self._sent[trial.number] = seen
@@ -278,8 +280,7 @@ class Projection:
             tags["error"] = trial.result.error[-4000:]
         if trial.execution is not None:
             tags["execution"] = trial.execution.label
-        if "peak_vram_source" in trial.measurements:
-            tags["peak_vram_source"] = str(trial.measurements["peak_vram_source"])
+        tags |= {name: str(trial.measurements[name]) for name in TAGS if name in trial.measurements}
         client.log_batch(
             run_id,
             metrics=list(_metrics(trial)),
@@ -329,6 +330,11 @@ def _metrics(trial: TrialRecord) -> Iterator[Any]:
             once = name in ONCE or name.startswith("base_")
             if isinstance(value, (int, float)) and math.isfinite(value) and (last or not once):
                 yield Metric(name, float(value), time, 0 if once else report.rows)
+        if last:
+            for name, value in trial.beside.items():
+                if isinstance(value, (int, float)):
+                    # Later by a moment: of two values of one step MLflow shows the newer one.
+                    yield Metric(name, float(value), time + 1, 0)
 
 
 def _status(trial: TrialRecord) -> str:

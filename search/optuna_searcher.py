@@ -14,7 +14,7 @@ from typing import Any
 from ray.tune.search import Searcher
 
 from lorafront.search.control import Steering, Unsteered
-from lorafront.search.packing import Need, Packing
+from lorafront.search.packs import Need, Packs
 from lorafront.search.placement import ANYWHERE, Placement, Seat
 from lorafront.search.progress import Observer, last_line
 from lorafront.search.ray_trainable import JOIN, LEAVE, MEASURE, MEASURED, REPORTS, RESOURCES
@@ -97,8 +97,8 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]  # Ray is untyped
         self.over = False  # Ray was told that nothing will start any more
         self.halted = ""  # why no more is started although there is budget left; the trials that run may end
         self._workplace = workplace
-        self._packing = Packing(workplace.placement, workplace.slots, workplace.workers)
-        self._queue = TrialQueue(ledger, self._packing, workplace.need, workplace.seat)
+        self._packs = Packs(workplace.placement, workplace.slots, workplace.workers)
+        self._queue = TrialQueue(ledger, self._packs, workplace.need, workplace.seat)
         self._again = {number for number, _ in unfinished}  # an earlier attempt may know of rungs that we never heard
         self._rule = rule or Never()
         self._measuring: dict[str, set[int]] = {}  # what each worker still has to measure
@@ -120,11 +120,11 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]  # Ray is untyped
     @property
     def busy(self) -> bool:
         """True while any trial runs."""
-        return bool(self._packing.running)
+        return bool(self._packs.running)
 
     def works(self, worker: str) -> bool:
         """True while a worker has anything to do."""
-        return bool(self._packing.members(worker) or self._measuring.get(worker))
+        return bool(self._packs.members(worker) or self._measuring.get(worker))
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         """What a new worker begins with; FINISHED where there is no more to do, or the search has to stop.
@@ -132,7 +132,7 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]  # Ray is untyped
         None while trials run: one of them may have to be run again, the budget may grow, or there is no room for the
         next one yet; and Ray never asks again after FINISHED.
         """
-        trials = self._fill(trial_id)
+        trials = self.fill(trial_id)
         if trials:
             seat = self._workplace.placement.seat_of(trial_id)
             return {RESOURCES: self._workplace.resources(seat), JOIN: trials}
@@ -148,18 +148,18 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]  # Ray is untyped
             worker: Ray Tune's name of it.
             result: of its step.
         """
-        leaving = self._note(worker, result)
+        leaving = self.note(worker, result)
         self._keep_measured(worker, json.loads(result.get(MEASURED, "{}")))
-        joining = self._fill(worker) if worker in self._packing.workers else []
+        joining = self.fill(worker) if worker in self._packs.workers else []
         told = {LEAVE: leaving, JOIN: joining, MEASURE: {} if joining else self._to_measure(worker)}
         return {what: value for what, value in told.items() if value}
 
-    def _fill(self, worker: str) -> list[dict[str, Any]]:
+    def fill(self, worker: str) -> list[dict[str, Any]]:
         """Start as many trials as find room in a worker, which may be a new one."""
         told: list[dict[str, Any]] = []
         while not self._steering.stopping and not self.halted:
             try:
-                following = self._queue.next_for(worker if worker in self._packing.workers else None)
+                following = self._queue.next_for(worker if worker in self._packs.workers else None)
                 if following is None:
                     break
                 told.append(self._start(worker, following.number, following.need))
@@ -169,27 +169,27 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]  # Ray is untyped
         return told
 
     def _start(self, worker: str, number: int, need: Need) -> dict[str, Any]:
-        lora, packing = self.ledger.configurations[number], self._packing
+        lora, packs = self.ledger.configurations[number], self._packs
         reached("after_ask_before_start")
-        there = worker in packing.workers
-        placement = packing.placement
-        seat = placement.seat_of(worker) if there else packing.seat_for(need, lambda: self._workplace.seat(number, lora))
+        there = worker in packs.workers
+        placement = packs.placement
+        seat = placement.seat_of(worker) if there else packs.seat_for(need, lambda: self._workplace.seat(number, lora))
         # Adopts checkpoints of an older epoch, so before the epoch moves on.
         told = self._workplace.dispatch(number, lora, seat, need)
         self.ledger.started(number)
         if not there:
-            packing.begin(worker, seat)
-        part = packing.join(worker, number, need)
+            packs.begin(worker, seat)
+        part = packs.join(worker, number, need)
         self._steering.attempt_began(number, part * (seat.gpus if seat.devices.are_gpus else 1.0))
         self.observer.started(number, lora)
         return told
 
-    def _note(self, worker: str, result: Mapping[str, Any]) -> list[int]:
+    def note(self, worker: str, result: Mapping[str, Any]) -> list[int]:
         """Write down what a worker reports; returns the trials that it has to let go."""
         leaving, evicted = [], 0
         for name, raw in json.loads(result.get(REPORTS, "{}")).items():
             number, report = int(name), Report.from_json(raw)
-            if number not in self._packing.members(worker):
+            if number not in self._packs.members(worker):
                 leaving.append(number)
                 continue
             try:
@@ -205,9 +205,9 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]  # Ray is untyped
                 report = replace(report, outcome=Outcome.STOPPED)
             evicted += report.paused and not self._steering.stopping
             self._left(worker, number)
-            self._ended(number, report, LOST, self._packing.placement.seat_of(worker))
+            self._ended(number, report, LOST, self._packs.placement.seat_of(worker))
         if evicted:
-            self._packing.shrink(worker, len(self._packing.members(worker)))
+            self._packs.shrink(worker, len(self._packs.members(worker)))
         return leaving
 
     def _goes_on(self, worker: str, number: int, report: Report) -> bool:
@@ -216,7 +216,7 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]  # Ray is untyped
             return False
         reached("before_rung")
         values = self.ledger.record_rung(number, report)
-        seat = self._packing.placement.seat_of(worker)
+        seat = self._packs.placement.seat_of(worker)
         self._workplace.learn(number, self.ledger.configurations[number], report, seat)
         self.observer.reported(number, report)
         measured = len(values) == len(self.ledger.search.objective_list)  # a user's function is at the last rung only
@@ -225,23 +225,23 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]  # Ray is untyped
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """The end of a worker, of which the trials that it still had are lost; what it said was heard before."""
         del result
-        if trial_id not in self._packing.workers:
+        if trial_id not in self._packs.workers:
             return
-        members = list(self._packing.members(trial_id))
-        seat = self._packing.placement.seat_of(trial_id)
+        members = list(self._packs.members(trial_id))
+        seat = self._packs.placement.seat_of(trial_id)
         killed = bool(members) and error and self._workplace.killed()
         if killed and len(members) > 1:
-            self._packing.limit = max(1, len(members) // 2)
+            self._packs.limit = max(1, len(members) // 2)
         self._measuring.pop(trial_id, None)
         hung = [number for number in members if self._left(trial_id, number)]
-        self._packing.end(trial_id)
+        self._packs.end(trial_id)
         for number in members:
             gone = HUNG if number in hung else LOST if not killed else KILLED if len(members) == 1 else EVICTED
             self._ended(number, None, gone, seat)
 
     def _left(self, worker: str, number: int) -> bool:
         """The trial does not run any more; True where that is because its worker hung and was ended."""
-        self._packing.leave(worker, number)
+        self._packs.leave(worker, number)
         self._steering.attempt_ended(number)
         return self._workplace.hung(number)
 
@@ -276,7 +276,7 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]  # Ray is untyped
         elif allowed(self.ledger, number, outcome, rows):
             self._workplace.set_aside(number)  # first: a crash before it is counted costs one attempt more, no result
             self.ledger.count_end(number, kind(outcome, rows))
-            self._queue.wait(number, self._packing.running if outcome in OUT_OF_MEMORY else frozenset())
+            self._queue.wait(number, self._packs.running if outcome in OUT_OF_MEMORY else frozenset())
             self._again.add(number)
             self.observer.said(f"trial {number} will be run again: {last_line(last.error)}")
         else:

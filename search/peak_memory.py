@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
 from lorafront.spaces.errors import NotTraced
@@ -14,7 +16,8 @@ if TYPE_CHECKING:
     from lorafront.trainables.config import TrainingConfig
     from lorafront.trainables.memory_model import MemoryModel, Shapes
 
-RESIDENT = ("base", "adapters", "optimizer", "workspace")
+SHARED = ("base", "workspace")
+RESIDENT = (*SHARED, "adapters", "optimizer")
 
 
 class Predicted(NamedTuple):
@@ -23,25 +26,30 @@ class Predicted(NamedTuple):
     Attributes:
         peak: of a training step, which is the objective.
         needed: that the process must be able to hold: at that peak, or in an evaluation where it takes more.
+        shared: of these, what trials on one base hold once in a process: its weights, and the workspaces of the device.
     """
 
     peak: int
     needed: int
+    shared: int
 
 
 class PeakMemory:
     """Of the trials of one search."""
 
-    def __init__(self, model: MemoryModel, search: SearchFile, tokens: TokenData, rows: int) -> None:
+    def __init__(
+        self, make: Callable[[], MemoryModel | None], search: SearchFile, tokens: TokenData, rows: int
+    ) -> None:
         """Trace nothing yet.
 
         Args:
-            model: predicts.
+            make: builds what predicts, once something asks: it imports for seconds. None where the closed form is not
+                that of the step.
             search: its training and seed; its task is one of ours.
             tokens: the rows.
             rows: that a trial trains on.
         """
-        self._model = model
+        self._make = make
         self._search = search
         self._task = task_named(search.task)
         self._tokens = tokens
@@ -49,8 +57,19 @@ class PeakMemory:
         self._longest = max(int(one.lengths.max()) for one in (tokens.evaluation, *tokens.also.values()))
         self._largest: dict[tuple[int, int], Shapes] = {}
 
+    @cached_property
+    def _model(self) -> MemoryModel | None:
+        return self._make()
+
+    @property
+    def works(self) -> bool:
+        """False where nothing of this search can be predicted."""
+        return self._model is not None
+
     def predict(self, lora: LoraConfiguration, training: TrainingConfig) -> Predicted | None:
         """Of a trial that is executed so; None where the model cannot be traced."""
+        if self._model is None:
+            return None
         shapes = self.largest(lora)
         try:
             found = self._model.predict(lora, training, shapes)
@@ -60,7 +79,9 @@ class PeakMemory:
         batch = training.eval_batch_size or lora.batch_size
         size = shapes.rows * (shapes.tokens + shapes.completion)
         logits = found.parts["logits"] * batch * self._longest // size
-        return Predicted(found.total, max(found.total, logits + sum(found.parts[name] for name in RESIDENT)))
+        evaluating = logits + sum(found.parts[name] for name in RESIDENT)
+        shared = sum(found.parts[name] for name in SHARED)
+        return Predicted(found.total, max(found.total, evaluating), shared)
 
     def largest(self, lora: LoraConfiguration) -> Shapes:
         """Sizes of the largest batch."""

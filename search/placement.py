@@ -8,7 +8,7 @@ fragmentation on a GPU, libraries on a CPU).
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from lorafront.search.correction import Correction
@@ -18,6 +18,7 @@ from lorafront.spaces.sizes import parse_size, size_text
 WHOLE = 16
 # Few sizes, so that one trial's worker can go on with the next; each as large as so many at once allow.
 STEPS = (1, 2, 3, 4, 5, 8, 11, WHOLE)
+WORKER, MACHINE = "a worker", "this machine"  # names of devices that are no GPUs
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ class Placement:
         """
         self._most = most or sum(devices.count for devices in types) * WHOLE
         self.types = tuple(sorted(types, key=lambda devices: devices.bytes))
-        self._fixed = fixed
+        self.fixed = fixed
         self._corrections: dict[tuple[str, str], Correction] = {}
         self._free = {devices: [WHOLE] * devices.count for devices in self.types}
         self._taken: dict[str, tuple[Seat, list[int]]] = {}
@@ -126,40 +127,38 @@ class Placement:
             predicted: bytes of tensors at its peak; None where it cannot be predicted: it gets a whole device.
             alone: it gets a whole device in any case, as after it ran out of memory.
         """
-        return self.least({key: predicted}, alone=alone)
-
-    def least(self, parts: Mapping[str, int | None], *, alone: bool = False) -> Seat:
-        """As `seat`, of a worker that holds several bases.
-
-        Args:
-            parts: bytes of tensors at the peak by base key; None as for `seat`.
-            alone: as for `seat`.
-        """
         if not self.types:
             return ANYWHERE
         share, devices = WHOLE, self.types[-1]
-        if self._fixed is not None:
-            share = max(WHOLE, self._fixed) if alone else self._fixed
-        elif not alone:
-            held = ((one.share(need), one) for one in self.types if (need := self._need(parts, one)) is not None)
-            share, devices = next(((step, one) for step, one in held if step is not None), (share, devices))
-        context = max(self.correction(key, devices).context_or(devices.context) for key in parts)
-        return Seat(share, devices, context)
+        if self.fixed is not None:
+            share = max(WHOLE, self.fixed) if alone else self.fixed
+        elif predicted is not None and not alone:
+            share, devices = self._smallest(lambda one: self.correction(key, one).need(predicted, one.context))
+        return Seat(share, devices, self.correction(key, devices).context_or(devices.context))
 
-    def _need(self, parts: Mapping[str, int | None], devices: Devices) -> int | None:
-        """Bytes of a process that holds these bases there."""
-        corrections = {key: self.correction(key, devices) for key in parts}
-        tensors = [None if size is None else corrections[key].need(size, 0) for key, size in parts.items()]
-        known = [size for size in tensors if size is not None]
-        if len(known) < len(tensors):
-            return None
-        return sum(known) + max(one.context_or(devices.context) for one in corrections.values())
+    def pack_seat(self, key: str, size: int) -> Seat:
+        """As `seat`, of a worker with several trials.
 
-    def holds(self, who: str, parts: Mapping[str, int | None]) -> bool:
-        """Whether the seat of a worker is large enough for these bases at once; see `least`."""
-        seat, _ = self._taken[who]
-        need = self._need(parts, seat.devices) if seat.share else 0
-        return need is not None and need * WHOLE <= min(seat.share, WHOLE) * seat.devices.bytes
+        Args:
+            key: of their base.
+            size: bytes of tensors, with all margins.
+        """
+        if not self.types:
+            return ANYWHERE
+        share, devices = self.fixed or WHOLE, self.types[-1]
+        if self.fixed is None:
+            share, devices = self._smallest(lambda one: size + self.correction(key, one).context_or(one.context))
+        return Seat(share, devices, self.correction(key, devices).context_or(devices.context))
+
+    def _smallest(self, need: Callable[[Devices], int]) -> tuple[int, Devices]:
+        """The share of the smallest type of device that holds a need there, else the whole of the largest."""
+        held = ((one.share(need(one)), one) for one in self.types)
+        return next(((step, one) for step, one in held if step is not None), (WHOLE, self.types[-1]))
+
+    def holds(self, who: str, size: int) -> bool:
+        """Whether so many bytes of tensors, with all margins, fit where a worker sits."""
+        cap = self.seat_of(who).cap
+        return cap is None or size <= cap
 
     def contains(self, who: str, seat: Seat) -> bool:
         """Whether the seat of a worker is as large as another one, on the same type of device."""
@@ -173,7 +172,7 @@ class Placement:
             seat: the least.
             workers: that share the devices; none is as many as there are cores for.
         """
-        if self._fixed is not None or not seat.share:
+        if self.fixed is not None or not seat.share:
             return seat
         each = sum(devices.count for devices in self.types) * WHOLE // (workers or self._most)
         steps = [step for step in STEPS if seat.share <= step <= each]
@@ -226,7 +225,7 @@ class Placement:
         """Of the smallest seats that trials may have; None where they need no device."""
         if not self.types:
             return None
-        count, share = sum(devices.count for devices in self.types), self._fixed or STEPS[0]
+        count, share = sum(devices.count for devices in self.types), self.fixed or STEPS[0]
         return count * (WHOLE // share) if share < WHOLE else count // (share // WHOLE)
 
     def _place(self, seat: Seat) -> list[int] | None:

@@ -125,7 +125,7 @@ def of_search(prepared: Prepared, traced: Path) -> Subject:
         raise InvalidInput([Problem(("task",), message)])
     config = models.load_config(search.model)
     model = predictor(config, search.task, prepared.tokens.labels, search.model.attention, traced)
-    memory = PeakMemory(model, search, prepared.tokens, prepared.rungs[-1])
+    memory = PeakMemory(lambda: model, search, prepared.tokens, prepared.rungs[-1])
     notes = (
         [] if listed(search.space) else [f"the space is too large to list: shares are those of {MOST_LISTED:,} draws"]
     )

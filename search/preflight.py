@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
-from lorafront.search.devices import MACHINE, cores, placement
+from lorafront.search.devices import cores
 from lorafront.search.known_limits import breaking, configurations
+from lorafront.search.packing import packing_notes
 from lorafront.search.paths import RootPaths
-from lorafront.search.peak_memory import PeakMemory
-from lorafront.search.placement import Devices, Placement
 from lorafront.search.prepared import VRAM, Prepared
 from lorafront.search.rungs import ladder, total_rows
 from lorafront.search.search_file import SearchFile
+from lorafront.search.seated import seated
 from lorafront.search.start_points import Surroundings, starts
 from lorafront.search.warm_start import WarmStart, warm_start
 from lorafront.spaces import modules
@@ -39,6 +39,7 @@ from lorafront.trainables.task import TASKS, Task, task_named
 from lorafront.trainables.user_code import is_reference, load_reference
 
 if TYPE_CHECKING:
+    from lorafront.search.placement import Devices
     from lorafront.trainables.memory_trace import DeviceKind
 
 T = TypeVar("T")
@@ -113,35 +114,9 @@ def check(
         raise InvalidInput(checks.problems)
     notes = (*prepared[1].notes, *checks.notes, *_notes(located, rungs, max(rows_per_step)))
     ready = Prepared(located, facts, resolved, prepared[0], prepared[1], rungs, notes, tuple(downloads))
-    ready = _seated(ready, config, root, devices, kind or ("cuda" if models.device().type == "cuda" else "cpu"))
+    ready = seated(ready, config, root, devices, kind or ("cuda" if models.device().type == "cuda" else "cpu"))
+    ready = replace(ready, notes=(*ready.notes, *packing_notes(ready)))
     return _with_starts(ready, root if warm else None)
-
-
-def _seated(ready: Prepared, config: Any, root: RootPaths, devices: Sequence[Devices], kind: DeviceKind) -> Prepared:
-    """Add the devices, and where something asks for it the prediction of memory."""
-    seats = placement(ready.search, ready.facts, devices)
-    memory = _memory(ready, config, root, kind) if _asked(ready.search, seats) else None
-    if memory is None and seats.types and seats.types[0].name == MACHINE:
-        seats = Placement()  # else each trial had the whole machine to itself
-    return replace(ready, placement=seats, memory=memory)
-
-
-def _asked(search: SearchFile, seats: Placement) -> bool:
-    """Whether peak memory must be known before a trial runs; tracing takes seconds."""
-    return bool(seats.types) or any(limit.name == VRAM for limit in search.limits)
-
-
-def _memory(ready: Prepared, config: Any, root: RootPaths, kind: DeviceKind) -> PeakMemory | None:
-    """For the tasks whose batches are known, where the closed form is that of the step."""
-    from lorafront.trainables.memory_model import LATEST, MemoryModel, exact  # imports a session's libraries, seconds
-
-    search = ready.search
-    if search.task not in TASKS or not exact(config, search.data.max_length):
-        return None
-    capability = torch.cuda.get_device_capability()[0] if torch.cuda.is_available() else LATEST
-    task, traced = task_named(search.task), root.traced.absolute()
-    model = MemoryModel(config, task, ready.tokens.labels, search.model.attention, traced, kind, capability)
-    return PeakMemory(model, search, ready.tokens, ready.rungs[-1])
 
 
 def _with_starts(ready: Prepared, root: RootPaths | None) -> Prepared:
@@ -153,7 +128,7 @@ def _with_starts(ready: Prepared, root: RootPaths | None) -> Prepared:
     search, space, defaults = ready.search, ready.search.space, ready.search.training.defaults()
     problems: list[Problem] = []
     notes: list[str] = []
-    names = {*KNOWN, *([VRAM] if ready.memory else [])}
+    names = {*KNOWN, *([VRAM] if ready.bounded else [])}
     known = [limit for limit in search.limits if limit.name in names]
     if known:
         found = breaking(space, defaults, ready.canonical, ready.breaks)
@@ -161,7 +136,7 @@ def _with_starts(ready: Prepared, root: RootPaths | None) -> Prepared:
             message = f"no configuration of the space keeps the limits and fits; the first: {found.example}"
             raise InvalidInput([Problem(("constraints", known[0].name), message)])
         notes += [str(found)] if found.broken else []
-    elif ready.memory:  # to count them all would be to trace steps of every kind, for a minute
+    elif ready.bounded:  # to count them all would be to trace steps of every kind, for a minute
         some = configurations(space, defaults, ready.canonical)
         if all(ready.breaks(lora) for lora in some):
             message = f"no configuration of the space fits; the first: {ready.breaks(some[0])}"

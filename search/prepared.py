@@ -21,6 +21,7 @@ from lorafront.spaces.sizes import GIB
 from lorafront.trainables import models
 from lorafront.trainables.config import TrialConfig
 from lorafront.trainables.data import TokenData, store
+from lorafront.trainables.engines import PROCESS, why_not_packed
 from lorafront.trainables.execution import Execution, executions
 from lorafront.trainables.known_measurements import known_measurements
 from lorafront.trainables.model_facts import ModelFacts
@@ -46,6 +47,7 @@ class Prepared:
         warm: what earlier searches teach.
         placement: the devices, and who sits where; empty where trials need none.
         memory: predicts peak memory; None where nothing asks for it, or it cannot be predicted.
+        bounded: what may run follows from predicted memory: a limit or the size of a device asks for it.
     """
 
     search: SearchFile
@@ -60,6 +62,7 @@ class Prepared:
     warm: WarmStart = field(default_factory=WarmStart)
     placement: Placement = field(default_factory=Placement)
     memory: PeakMemory | None = None
+    bounded: bool = False
     _executions: dict[str, Execution] = field(default_factory=dict)  # by fingerprint: a trial keeps its own
 
     def trial(self, lora: LoraConfiguration, memory_cap: int | None = None) -> TrialConfig:
@@ -96,7 +99,7 @@ class Prepared:
         adapted = self.resolved[lora.modules].names
         known = known_measurements(lora, self.facts, adapted, models.device(), new_head=task.new_head)
         floors = {limit.name for limit in self.search.limits if task.new_head and limit.operator == ">="}
-        expected = self.expected_bytes(lora)
+        expected = self.expected_bytes(lora) if self.bounded else None
         if expected is not None:  # else it is known when the trial has run
             known[VRAM] = expected / GIB
         return {name: value for name, value in known.items() if name not in floors}  # a lower bound cannot break those
@@ -112,6 +115,32 @@ class Prepared:
         predicted = self.predicted(lora)
         return None if predicted is None else self.placement.correction(lora.quantization).expected(predicted.peak)
 
+    def base_bytes(self, lora: LoraConfiguration) -> int | None:
+        """Bytes that the trials on its base hold once in a process; None where that is not predicted."""
+        predicted = self.predicted(lora)
+        return predicted and predicted.shared + self.placement.correction(lora.quantization).fragmentation
+
+    def slot_bytes(self, lora: LoraConfiguration) -> int | None:
+        """Bytes that it adds to them in a pack, with the margin of a placement; None where that is not predicted."""
+        predicted, correction = self.predicted(lora), self.placement.correction(lora.quantization)
+        return predicted and correction.with_margin(predicted.needed - predicted.shared)
+
+    def why_process(self, lora: LoraConfiguration) -> str:
+        """Why it is trained by stock PEFT in a process, in words; empty where it trains in a pack."""
+        return self.why_never_packed(lora) or self._why_not_packed(lora, predicted=self.predicted(lora) is not None)
+
+    def why_never_packed(self, lora: LoraConfiguration) -> str:
+        """As `why_process`, but for what only a prediction of its memory tells, which takes a second per kind of it."""
+        if self.search.engine == PROCESS:
+            return f"engine: {PROCESS}"
+        timed = [objective.name for objective in self.search.objective_list if objective.alone]
+        if timed:
+            return f"objective {timed[0]} is measured alone on a device"
+        return self._why_not_packed(lora, predicted=self.memory is not None)
+
+    def _why_not_packed(self, lora: LoraConfiguration, *, predicted: bool) -> str:
+        return why_not_packed(self.trial(lora), self.facts, predicted=predicted)
+
     def execution(self, lora: LoraConfiguration) -> Execution:
         """How a configuration is executed: as the file says, or the quickest way that is expected to fit.
 
@@ -125,7 +154,7 @@ class Prepared:
 
     def _solved(self, lora: LoraConfiguration) -> Execution:
         training, least = self.search.training, Execution.given(lora, self.search.training)
-        if training.execution == "given" or self.memory is None:
+        if training.execution == "given" or self.memory is None or not self.bounded:
             return least
         fewest: float = math.inf
         for way in executions(lora, training, self.memory.largest(lora).tokens):
@@ -147,7 +176,7 @@ class Prepared:
     def breaks(self, lora: LoraConfiguration) -> str:
         """Why a configuration is in vain: a limit that it is known to break, or memory; empty where it is not."""
         broken = broken_limit(self.search.limits, self.known_before(lora))
-        predicted = self.predicted(lora)
+        predicted = self.predicted(lora) if self.bounded else None
         return broken or (self.placement.too_large(lora.quantization, predicted.needed) if predicted else "")
 
     def same_modules(self, module_set: str) -> str:

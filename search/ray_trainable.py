@@ -16,19 +16,19 @@ from ray import tune
 
 from lorafront.search.environment import heavy_imports
 from lorafront.trainables.config import TrialConfig
+from lorafront.trainables.engines import PROCESS
 from lorafront.trainables.orders import OrderFolder, TrialOrders
 from lorafront.trainables.pack import OneByOne, Pack
 from lorafront.trainables.toy import ToyEngine
 from lorafront.trainables.trial import Trial, TrialFolder
 
 if TYPE_CHECKING:
-    from lorafront.trainables.session import Engine, Session
+    from lorafront.trainables.session import Session
 
 NUMBER, FOLDER, ORDERS, CONFIG, ENGINE, KNOWN = "number", "folder", "orders", "config", "engine", "known"
 RESOURCES = "resources"
 JOIN, LEAVE, MEASURE = "join", "leave", "measure"  # what a worker is told
 REPORTS, MEASURED = "reports", "measured"  # what it says
-PROCESS, PACKED = "process", "packed"
 TOYS = {"toy": 0.0, "slow-toy": 0.05}  # seconds of an optimizer step
 TOY_PACKS = {f"{name}-packed": seconds for name, seconds in TOYS.items()}
 
@@ -147,4 +147,3 @@ def _check_device() -> None:
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_initialized():
         torch.cuda.synchronize()
-

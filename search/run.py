@@ -280,16 +280,16 @@ def _tune(
     search = prepared.search
     watchdog = Watchdog(search.resources.hang_minutes * 60)
     control = Control(paths, ledger, observer, interruption)
+    scratch = cluster.wait()
+    most = workers(search, prepared.placement.most_at_once())
     searcher = OptunaSearcher(
         ledger,
-        workplace(prepared, paths, ledger, watchdog, engine),
+        workplace(prepared, paths, ledger, watchdog, engine, most),
         observer,
         unfinished=unfinished,
         rule=make_rule(ledger, read_study(paths.study_db)),
         steering=control,
     )
-    scratch = cluster.wait()
-    most = workers(search, prepared.placement.most_at_once())
     tuner = _tuner(searcher, ParetoScheduler(searcher), RayControl(control, searcher), most, scratch)
     interruption.install()  # again, where Ray took the signals
     go_on = f"go on with: lorafront resume {paths.name}"

@@ -349,6 +349,13 @@ class StudyLedger:
         """Keep how a trial is executed: whoever goes on with it does the same."""
         self._set(number, study_table.EXECUTION, execution.model_dump())
 
+    def keep_standalone(self, number: int, measured: Mapping[str, Any]) -> None:
+        """Keep what a trial measured alone, beside what was told of it; empty where that failed: it is not tried again.
+
+        What the sampler knows stays as it was told.
+        """
+        self.study.set_user_attr(f"{study_table.STANDALONE}{number}", dict(measured))
+
     def newest_rung(self, number: int) -> int:
         """Training rows of the newest rung that is stored; 0 where there is none."""
         reports = study_table.rungs(self.view.trial(number).user_attrs)

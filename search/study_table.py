@@ -24,6 +24,7 @@ from lorafront.spaces.errors import StateUnreadable
 from lorafront.spaces.lora import LoraConfiguration
 from lorafront.trainables.execution import Execution
 from lorafront.trainables.outcome import Outcome
+from lorafront.trainables.session import PREDICTED
 from lorafront.trainables.trial import Report
 
 # Names of the attributes that the driver writes (search/study.py).
@@ -33,6 +34,8 @@ LIVED, GPU = "lived_seconds", "gpu_seconds"
 STARTS, WARMED, IMPORTED_FROM, ENDED = "start_points", "warm_started", "imported_from", "ended"
 REPEATABLE = "repeatable"
 EXECUTION = "execution"
+STANDALONE = "standalone:"  # what a trial of a pack measured alone, after it was told (trainables/standalone.py)
+VRAM = "peak_vram_gb"
 ENDS = "ends"  # how often a trial was lost, by kind, before it was told (search/retries.py)
 
 
@@ -56,6 +59,7 @@ class TrialRecord:
         ended: when it was told; None while it runs.
         imported_from: the search and the number whose result this is; empty for a trial of this search.
         execution: how it was executed, where that was solved (`training.execution: auto`).
+        standalone: what it measured alone after it had ended; None where nobody tried, empty where that failed.
     """
 
     number: int
@@ -68,6 +72,7 @@ class TrialRecord:
     ended: datetime | None
     imported_from: str = ""
     execution: Execution | None = None
+    standalone: Mapping[str, Any] | None = None
 
     @property
     def outcome(self) -> Outcome | None:
@@ -82,9 +87,28 @@ class TrialRecord:
         return self.rungs[-1] if self.rungs else None
 
     @property
-    def measurements(self) -> dict[str, Any]:
-        """Of the newest report; empty where there is none."""
+    def reported(self) -> dict[str, Any]:
+        """Measurements of the newest report; empty where there is none."""
         return self.last.measurements if self.last else {}
+
+    @property
+    def measurements(self) -> dict[str, Any]:
+        """What is known best: of the newest report, and of what it measured alone."""
+        return {**self.reported, **self.beside}
+
+    @property
+    def beside(self) -> dict[str, Any]:
+        """What takes the place of the newest report's measurements, or comes to them.
+
+        A peak that was only predicted stands as predicted too, so that both are there once it is measured.
+        """
+        predicted = self.reported.get(VRAM)
+        if not predicted or self.reported.get("peak_vram_source") != PREDICTED:
+            return {}
+        found: dict[str, Any] = {f"predicted_{VRAM}": predicted, **(self.standalone or {})}
+        if found.get(VRAM):
+            found["vram_error_percent"] = 100 * (predicted / found[VRAM] - 1)
+        return found
 
 
 @dataclass(frozen=True)
@@ -157,7 +181,7 @@ def read_study(path: Path) -> StudyTable:
                     f"{path} holds no search: its driver ended before it was set up; delete {path.parent}"
                 )
             search = SearchFile.model_validate(json.loads(attributes[SEARCH]))
-            found = tuple(_trials(database))
+            found = tuple(_trials(database, _standalone(attributes)))
     except (sqlite3.Error, ValueError, KeyError) as error:
         raise StateUnreadable(f"{path} cannot be read: {error}") from error
     references = {
@@ -186,7 +210,13 @@ def _open(path: Path) -> Iterator[sqlite3.Connection]:
         yield database
 
 
-def _trials(database: sqlite3.Connection) -> Iterator[TrialRecord]:
+def _standalone(attributes: Mapping[str, str]) -> dict[int, dict[str, Any]]:
+    """By number of the trial."""
+    own = {key: value for key, value in attributes.items() if key.startswith(STANDALONE)}
+    return {int(key.removeprefix(STANDALONE)): json.loads(value) for key, value in own.items()}
+
+
+def _trials(database: sqlite3.Connection, standalone: Mapping[int, dict[str, Any]]) -> Iterator[TrialRecord]:
     attributes: dict[int, dict[str, Any]] = {}
     for trial_id, key, value in database.execute("SELECT trial_id, key, value_json FROM trial_user_attributes"):
         attributes.setdefault(trial_id, {})[key] = from_json(value)  # at 10,000 trials the half of the time of `json`
@@ -204,4 +234,5 @@ def _trials(database: sqlite3.Connection) -> Iterator[TrialRecord]:
             ended=datetime.fromisoformat(ended) if ended else None,
             imported_from=own.get(IMPORTED_FROM, ""),
             execution=Execution(**own[EXECUTION]) if EXECUTION in own else None,
+            standalone=standalone.get(number),
         )

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from lorafront.search.packing import Need, Packing
+    from lorafront.search.packs import Need, Packs
     from lorafront.search.placement import Seat
     from lorafront.search.study import StudyLedger
     from lorafront.spaces.lora import LoraConfiguration
@@ -109,7 +109,7 @@ class TrialQueue:
     def __init__(
         self,
         ledger: StudyLedger,
-        packing: Packing,
+        packs: Packs,
         need: Callable[[int, LoraConfiguration], Need],
         seat: Callable[[int, LoraConfiguration], Seat],
     ) -> None:
@@ -117,13 +117,13 @@ class TrialQueue:
 
         Args:
             ledger: the study, which proposes.
-            packing: who has room.
+            packs: who has room.
             need: what a trial takes of a worker.
             seat: the least that one needs that has a worker for itself.
         """
         self.exhausted = False  # the study has no more to propose
         self._ledger = ledger
-        self._packing = packing
+        self._packs = packs
         self._need = need
         self._seat = seat
         self._waiting = Waiting()
@@ -143,9 +143,9 @@ class TrialQueue:
 
     def next_for(self, worker: str | None) -> Waits | None:
         """The next trial that has room in a worker, or with which a new worker (None) can begin."""
-        if not self._packing.has_slot(worker):
+        if not self._packs.has_slot(worker):
             return None
-        if self._held is not None and self._drained not in self._packing.workers:
+        if self._held is not None and self._drained not in self._packs.workers:
             self._drained = self._emptiest(self._held)
         if self._held is not None and worker is not None and worker == self._drained:
             return self._pop(worker, self._held)
@@ -158,7 +158,7 @@ class TrialQueue:
     def turned(self) -> None:
         """A worker was filled. What waits was passed once more where a new trial began."""
         if self._overtaken and self._held is None:
-            passed = self._waiting.passed(self._packing.running)
+            passed = self._waiting.passed(self._packs.running)
             self._held = passed.number if passed else None
         self._overtaken = False
 
@@ -166,7 +166,7 @@ class TrialQueue:
         def fits(trial: Waits) -> bool:
             return only in {None, trial.number} and self._fits(worker, trial)
 
-        found = self._waiting.pop(self._packing.running, self._packing.keys(worker), fits)
+        found = self._waiting.pop(self._packs.running, self._packs.keys(worker), fits)
         if found is not None and found.number == self._held:
             self._held = self._drained = None
         return found
@@ -176,8 +176,8 @@ class TrialQueue:
 
         Where one of a kind waits that the worker has already, the worker is full.
         """
-        keys = self._packing.keys(worker)
-        while self._waiting.new < self._packing.limit and not self._waiting.has(keys):
+        keys = self._packs.keys(worker)
+        while self._waiting.new < self._packs.limit and not self._waiting.has(keys):
             if self.exhausted or self._is_spent():
                 return None
             asked = self._ledger.ask()
@@ -190,7 +190,7 @@ class TrialQueue:
         return None
 
     def _fits(self, worker: str | None, trial: Waits) -> bool:
-        return self._packing.fits(worker, trial.need, lambda: self._seat_of(trial.number))
+        return self._packs.fits(worker, trial.need, lambda: self._seat_of(trial.number))
 
     def _seat_of(self, number: int) -> Seat:
         return self._seat(number, self._ledger.configurations[number])
@@ -200,10 +200,10 @@ class TrialQueue:
         trial = self._waiting.get(number)
         if trial is None:
             return None
-        seat, workers = lambda: self._seat_of(number), self._packing.workers
-        able = [who for who in workers if self._packing.could_have(who, trial.need, seat)]
+        seat, workers = lambda: self._seat_of(number), self._packs.workers
+        able = [who for who in workers if self._packs.could_have(who, trial.need, seat)]
         return min(able, key=lambda who: len(workers[who].members), default=None)
 
     def _is_spent(self) -> bool:
-        begun = self._ledger.recorded + len(self._packing.running) + len(self._waiting)
+        begun = self._ledger.recorded + len(self._packs.running) + len(self._waiting)
         return begun >= self._ledger.search.budget.trials

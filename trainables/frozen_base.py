@@ -18,6 +18,7 @@ from transformers import BitsAndBytesConfig
 from transformers.pytorch_utils import Conv1D
 
 from lorafront.spaces.quantization import bitsandbytes_arguments
+from lorafront.trainables import engines
 from lorafront.trainables.config import ModelConfig, TrialConfig
 from lorafront.trainables.data import seeded_generator
 from lorafront.trainables.model_facts import head_modules, without_weights
@@ -194,7 +195,7 @@ class BaseCache:
 
 def base_key(model: ModelConfig, task: Task, quantization: str, labels: tuple[str, ...] = ()) -> tuple[str, ...]:
     """What trials must have in common to share frozen weights."""
-    return (task.name, model.name, model.revision or "", model.attention, quantization, *labels)
+    return engines.base_key(model, task.name, quantization, labels)
 
 
 def lora_config(

@@ -32,6 +32,8 @@ class ModelFacts:
         positions: longest input that the model takes; None where it does not say.
         vocabulary: rows of the token embedding.
         parameters: number of parameters, tied ones once.
+        dropout: the base drops something while it trains, whatever the adapter does.
+        odd_head: kinds of modules beside plain linear ones that a new head of the task has parameters in.
     """
 
     linears: dict[str, tuple[int, int]]
@@ -39,6 +41,8 @@ class ModelFacts:
     positions: int | None
     vocabulary: int
     parameters: int
+    dropout: bool = False
+    odd_head: tuple[str, ...] = ()
 
     @cached_property
     def biased(self) -> frozenset[str]:
@@ -80,7 +84,22 @@ def model_facts(config: PretrainedConfig, task: Task, labels: tuple[str, ...] = 
         positions=_positions(config),
         vocabulary=model.get_input_embeddings().weight.shape[0],
         parameters=sum(p.numel() for p in model.parameters()),
+        dropout=_drops(config),
+        odd_head=_odd_head(model) if task.new_head else (),
     )
+
+
+def _drops(config: PretrainedConfig) -> bool:
+    """By the config: attention's own dropout is no module."""
+    shares = {**config.to_dict(), **config.get_text_config().to_dict()}
+    return any("drop" in name and isinstance(share, float) and share > 0 for name, share in shares.items())
+
+
+def _odd_head(model: PreTrainedModel) -> tuple[str, ...]:
+    """Even where the weights have that part, and it is not new: the config does not tell."""
+    parts = (part for name in head_modules(model) for part in model.get_submodule(name).modules())
+    kinds = {type(part).__name__ for part in parts if next(part.parameters(recurse=False), None) is not None}
+    return tuple(sorted(kinds - {"Linear"}))
 
 
 def natural_task(config: PretrainedConfig) -> str:

@@ -45,8 +45,15 @@ Batch = dict[str, torch.Tensor]
 class PeftSession:
     """One LoRA fine-tuning with PEFT on a borrowed base. Implements `Session`."""
 
-    def __init__(self, base: FrozenBase, config: TrialConfig, data: TokenData) -> None:
-        """Attach a fresh adapter and measure peak memory; nothing is trained yet."""
+    def __init__(self, base: FrozenBase, config: TrialConfig, data: TokenData, *, references: bool = True) -> None:
+        """Attach a fresh adapter and measure peak memory; nothing is trained yet.
+
+        Args:
+            base: borrowed until `close`.
+            config: of the trial.
+            data: its token rows.
+            references: evaluate the bare base, unless that was done.
+        """
         start = time.perf_counter()
         torch.manual_seed(config.seed)
         self.base: Final = base
@@ -66,7 +73,7 @@ class PeftSession:
         self._start_optimizer()
         self._batches: Iterator[Batch] | None = None
         self.memory: Final = self._probe_memory()
-        self.references: Final = self._bare_base()
+        self.references: Final = self._bare_base() if references else {}
         self.setup_seconds: Final = time.perf_counter() - start
         torch.manual_seed(config.seed)  # dropout starts the same whether the base was evaluated just now or before
 
@@ -341,12 +348,12 @@ class PeftSession:
         return iter(loader)
 
 
-def open_session(config: TrialConfig, bases: BaseCache) -> PeftSession:
-    """A session for a trial, on the base that `bases` holds or loads."""
+def open_session(config: TrialConfig, bases: BaseCache, *, references: bool = True) -> PeftSession:
+    """A session for a trial, on the base that `bases` holds or loads; `references` as for the session."""
     torch.set_num_threads(config.threads)
     cap_memory(config.memory_cap, device())
     base = bases.get(config.model, task_named(config.task, config.code), config.lora.quantization, config.labels)
-    return PeftSession(base, config, load_tokens(config.tokens))
+    return PeftSession(base, config, load_tokens(config.tokens), references=references)
 
 
 class _Rows(Dataset[int]):

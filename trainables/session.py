@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, Protocol, TypedDict
 if TYPE_CHECKING:
     from lorafront.trainables.config import TrialConfig
 
+PREDICTED = "predicted"  # source of a peak that the memory model said: nothing of this trial was measured
+
 
 def never() -> bool:
     """Nothing interrupts."""
@@ -24,8 +26,9 @@ class Measurements(TypedDict, total=False):
 
     A task adds `eval_loss` and its quality (`perplexity`, or `accuracy` and `f1`), each also with `base_` before it for
     the bare base; a second set adds `eval_NAME_loss`, a function of the user its own name. `setup_seconds` lead to the
-    first step (memory probe; once per base its evaluation), `eval_seconds` are those of this rung. A trial adds where
-    it was placed, what was predicted before it ran, by how many percent that was off, and how memory ran out.
+    first step (memory probe; once per base its evaluation), `eval_seconds` are those of this rung. A trial adds which
+    engine trains it and why it is not in a pack, where it was placed, what was predicted before it ran, by how many
+    percent that was off, and how memory ran out.
     """
 
     train_loss: float
@@ -33,6 +36,8 @@ class Measurements(TypedDict, total=False):
     peak_reserved_gb: float
     process_memory_gb: float
     peak_vram_source: str
+    engine: str
+    engine_reason: str
     compute_dtype: str
     trainable_params: int
     trainable_percent: float
