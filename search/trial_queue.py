@@ -147,8 +147,9 @@ class TrialQueue:
             return None
         if self._held is not None and self._drained not in self._packs.workers:
             self._drained = self._emptiest(self._held)
-        if self._held is not None and worker is not None and worker == self._drained:
-            return self._pop(worker, self._held)
+        found = self._pop(worker, self._held) if self._held is not None else None
+        if found is not None or (worker is not None and worker == self._drained):
+            return found
         found = self._pop(worker)
         if found is None and (self._held is None or self._drained is not None):
             found = self._ask(worker)

@@ -187,16 +187,16 @@ def workplace(
 def pack_slots(search: SearchFile, placement: Placement, at_once: int) -> tuple[int, int]:
     """(packed trials in flight at most, workers that they are spread over).
 
-    One worker on each device: there a base is held once. The slots are a quarter of the budget: what is asked at once
-    is asked without knowing how the others end.
+    One worker on each GPU: there a base is held once. The slots are a quarter of the budget: what is asked at once is
+    asked without knowing how the others end.
 
     Args:
         search: its resources and budget.
         placement: its devices.
         at_once: workers that there is room for.
     """
-    devices = sum(one.count for one in placement.types) or at_once
-    workers = max(1, at_once if placement.fixed is not None else min(devices, at_once))
+    gpus = sum(one.count for one in placement.types if one.are_gpus)
+    workers = min(gpus, at_once) if gpus and placement.fixed is None else at_once
     slots = search.resources.slots
     return (max(workers, -(-search.budget.trials // QUARTER)) if slots == "auto" else slots), workers
 
