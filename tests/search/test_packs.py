@@ -142,7 +142,7 @@ def test_a_pack_is_as_large_as_its_memory() -> None:
 
 
 def test_bases_that_do_not_fit_together_get_workers_of_their_own() -> None:
-    """A worker keeps to the base that it holds and is never idle, what waits for another base is not put off for ever."""
+    """A worker keeps to the base that it holds and is never idle; what needs another one is not put off for ever."""
     found = desk(slots=8, bases=("bf16", "nf4", "int8"), base=10_000, slot=1_000)
     workers = {"a": found.new("a"), "b": found.new("b")}
     began = {number: 0 for numbers in workers.values() for number in numbers}
@@ -154,7 +154,7 @@ def test_bases_that_do_not_fit_together_get_workers_of_their_own() -> None:
             joined = found.hear(worker, {members.pop(0): END})
             for number in joined:
                 began[number] = turn
-            members += joined
+            members.extend(joined)
             for number in set(found.ledger.configurations) - set(began):
                 waited[number] = waited.get(number, 0) + 1
     assert {need.key for need in found.sent.values()} == {"bf16", "nf4", "int8"}
