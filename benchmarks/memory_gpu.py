@@ -48,6 +48,7 @@ from lorafront.trainables.memory_trace import DeviceKind, materialise, unloaded_
 from lorafront.trainables.model_facts import model_facts
 from lorafront.trainables.models import compute_dtype
 from lorafront.trainables.peft_session import PeftSession
+from lorafront.trainables.shipped_architectures import SHIPPED
 from lorafront.trainables.task import task_named
 
 if TYPE_CHECKING:
@@ -66,8 +67,8 @@ NO_GPU = (
 
 
 def config_of(model: str) -> PretrainedConfig:
-    """From the table above."""
-    kind, sizes = MODELS[model]
+    """By its name among the measured ones or all that are shipped."""
+    kind, sizes = {**SHIPPED, **MODELS}[model]
     return AutoConfig.for_model(kind, **sizes)
 
 
@@ -78,7 +79,7 @@ class RandomBase(FrozenBase):
         """Build it.
 
         Args:
-            model: name in `MODELS`.
+            model: name in `MODELS`, or of a shipped architecture.
             quantization: how it is stored.
             device: where.
         """

@@ -1,10 +1,13 @@
 """Trials per hour of lorafront against what a user writes today from the documentation of Ray Tune, Optuna and PEFT.
 
-Three arms run the same number of equal trials, each in a process of its own, one after the other; what is timed is the
-whole life of that process. The first configurations are the same in all arms (same sampler, seed and order of draws),
+Two arms are scripts (`plain`, and `reused` with actors that keep their base), two are `lorafront run`: `process` trains
+each trial by stock PEFT in a reused worker, `packed` many in one pass. Each runs the same number of equal trials in a
+process of its own, one after the other; what is timed is the whole life of that process. The first configurations are
+the same in all arms but the last (same sampler, seed and order of draws; with more at once the sampler knows less),
 later ones come from the same space. Numbers of a shared machine vary by tens of percent: compare within one run.
 
-python benchmarks/vs_plain_ray.py     # about 12 minutes on two cores
+    python benchmarks/vs_plain_ray.py                       # about 15 minutes on two cores
+    python benchmarks/vs_plain_ray.py --arms process,packed
 """
 
 from __future__ import annotations
@@ -28,8 +31,10 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results" / "vs_plain_ray.json"
-ARMS = ("plain", "reused", "lorafront")
-GOAL = "goal: at least 4 times (a) with 50-step trials on 2 cores"
+ARMS = ("plain", "reused", "process", "packed")
+OURS = ARMS[2:]  # named as `engine` is in a search file
+# With 50-step trials on two cores, whole search: (of which, of whose trials per hour): at least so many times.
+GOALS = {("process", "plain"): 4.0, ("packed", "plain"): 8.0, ("packed", "process"): 2.0}
 PACKAGES = ("ray", "optuna", "torch", "transformers", "peft", "datasets", "bitsandbytes", "mlflow", "lorafront")
 
 RANKS = [4, 8, 16, 32]
@@ -37,6 +42,7 @@ MODULES = {"query+value": ["q_proj", "v_proj"], "attention": ["q_proj", "k_proj"
 QUANTIZATIONS = ["nf4", "int8", "bf16"]
 LEARNING_RATES = (1e-3, 2e-2)
 SAMPLE_SECONDS = 1.0
+TRACKING = "tracking-"  # of an arm that writes the runs of another one again
 ALPHA_RATIO = 2
 WARMUP = 0.03  # lorafront's default
 
@@ -82,8 +88,9 @@ class Settings:
         batch: rows per step, and per evaluation pass.
         length: tokens per row.
         eval_rows: rows of the evaluation split.
-        rungs: of the lorafront arm; the others evaluate once, at the end.
-        slots: trials at once.
+        rungs: of lorafront; the scripts evaluate once, at the end.
+        slots: trials at once, but for the packed arm: workers.
+        packed: of the packed arm, trials at once over all workers.
         seed: of samplers and trainings.
         model: folder of the base model.
         train: text to train on.
@@ -97,6 +104,7 @@ class Settings:
     eval_rows: int
     rungs: int
     slots: int
+    packed: int
     seed: int
     model: str
     train: str
@@ -399,8 +407,8 @@ def record(metrics: dict[str, Any], asked: dict[str, float]) -> dict[str, Any]:
 # ---------------------------------------------------------------- (c) lorafront
 
 
-def search_mapping(settings: Settings) -> dict[str, Any]:
-    """The search file of the same search."""
+def search_mapping(settings: Settings, engine: str) -> dict[str, Any]:
+    """The search file of the same search, for an engine."""
     low, high = LEARNING_RATES
     return {
         "name": "benchmark",
@@ -423,7 +431,8 @@ def search_mapping(settings: Settings) -> dict[str, Any]:
         },
         "training": {"steps": settings.steps, "rungs": settings.rungs, "batch_size": settings.batch, "warmup": WARMUP},
         "budget": {"trials": settings.trials},
-        "resources": {"cpus_per_trial": 1},
+        "resources": {"cpus_per_trial": 1, "max_concurrent": settings.slots, "slots": settings.packed},
+        "engine": engine,
         "early_stopping": "off",
         "sampler": "tpe",  # as in the other arms, which have no start points either
         "start_points": {"recommended": False},
@@ -431,13 +440,16 @@ def search_mapping(settings: Settings) -> dict[str, Any]:
     }
 
 
-def lorafront_arm(settings: Settings, folder: Path) -> dict[str, Any]:
-    """`lorafront run` with all that it does by default; what a trial measured of itself is read from the study."""
+def lorafront_arm(engine: str, settings: Settings, folder: Path) -> dict[str, Any]:
+    """`lorafront run` with all that it does by default; what a trial measured of itself is read from the study.
+
+    A trial of a pack measures its share of what the pack took.
+    """
     from lorafront.search import RootPaths, read_study
     from lorafront.search.cli import main
 
     file, root = folder / "benchmark.yaml", folder / "runs"
-    file.write_text(json.dumps(search_mapping(settings)), encoding="utf-8")
+    file.write_text(json.dumps(search_mapping(settings, engine)), encoding="utf-8")
     sys.argv = ["lorafront", "run", str(file), "--root", str(root)]
     try:
         main()
@@ -456,6 +468,7 @@ def lorafront_arm(settings: Settings, folder: Path) -> dict[str, Any]:
                 "configuration": {name: getattr(trial.lora, name) for name in CONFIGURATION},
                 "perplexity": trial.measurements["perplexity"],
                 "asked": trial.started.timestamp(),
+                "engine": trial.measurements.get("engine"),
                 "waiting": whole - sum(measured.values()),
                 **measured,
             }
@@ -463,14 +476,14 @@ def lorafront_arm(settings: Settings, folder: Path) -> dict[str, Any]:
     return {"trials": trials}
 
 
-def tracking_arm(folder: Path) -> dict[str, Any]:
-    """Seconds of writing all runs of the lorafront arm into a fresh MLflow store, by the code that follows a search."""
+def tracking_arm(engine: str, folder: Path) -> dict[str, Any]:
+    """Seconds of writing all runs of an engine's arm into a fresh MLflow store, by the code that follows a search."""
     from lorafront.search import RootPaths
     from lorafront.search.mlflow_tracker import Tracking, sync
 
     tracking = Tracking(f"sqlite:///{folder / 'mlflow.db'}", "benchmark", (folder / "artifacts").as_uri())
     start = time.perf_counter()
-    trials = sync(tracking, RootPaths(folder.parent / "lorafront" / "runs").search("benchmark"))
+    trials = sync(tracking, RootPaths(folder.parent / engine / "runs").search("benchmark"))
     return {"tracking": time.perf_counter() - start, "trials": trials}
 
 
@@ -480,7 +493,9 @@ def run_arm(name: str, settings: Settings, folder: Path) -> dict[str, Any]:
         return tune_arm(plain_trial, settings, folder, reuse=False)
     if name == "reused":
         return tune_arm(reused_trainable(), settings, folder, reuse=True)
-    return tracking_arm(folder) if name == "tracking" else lorafront_arm(settings, folder)
+    if name.startswith(TRACKING):
+        return tracking_arm(name.removeprefix(TRACKING), folder)
+    return lorafront_arm(name, settings, folder)
 
 
 # ---------------------------------------------------------------- the parent: data, processes, table
@@ -597,16 +612,18 @@ def table(summaries: dict[str, Any], arms: dict[str, Any]) -> str:
     for label, key in ROWS.items():
         lines.append(row(label, [summaries[name]["parts"].get(key) for name in names]))
     lines.append(row("MLflow, in the driver meanwhile", [summaries[name]["tracking"] for name in names]))
-    lines.append("other: the remainder (idle slots, Ray, shutdown). lorafront: actor is what its trial")
+    lines.append("other: the remainder (idle slots, Ray, shutdown). process: actor is what its trial")
     lines.append("did not measure itself, imports included; base and adapter holds the memory probe;")
-    lines.append("MLflow as timed afterwards, writing the same runs into a fresh store")
+    lines.append("MLflow as timed afterwards, writing the same runs into a fresh store. packed: a trial")
+    lines.append("trains at its share of a pack, so where it waits others train, and other is below zero")
     return "\n".join(lines)
 
 
 def ratios(summaries: dict[str, Any]) -> dict[str, float]:
-    """How many times the trials per hour of the scripts lorafront has."""
+    """How many times the trials per hour of each other arm an engine of lorafront has; `packed / plain` and so on."""
     rates = {name: summary["trials_per_hour"] for name, summary in summaries.items()}
-    return {name: rates["lorafront"] / rates[name] for name in ARMS[:2] if name in rates and "lorafront" in rates}
+    pairs = [(ours, other) for ours in OURS for other in ARMS[: ARMS.index(ours)]]
+    return {f"{ours} / {other}": rates[ours] / rates[other] for ours, other in pairs if {ours, other} <= set(rates)}
 
 
 def machine() -> dict[str, Any]:
@@ -636,14 +653,19 @@ def compare(options: argparse.Namespace) -> None:
         }
         settings = Settings(**{**shared, "model": model, "train": str(train), "evaluation": str(evaluation)})
         arms = {name: spawn(name, settings, folder) for name in options.arms.split(",")}
-        if "lorafront" in arms:
-            arms["lorafront"]["tracking"] = spawn("tracking", settings, folder)["tracking"]
+        for name in set(arms) & set(OURS):
+            arms[name]["tracking"] = spawn(f"{TRACKING}{name}", settings, folder)["tracking"]
     summaries = {name: summarize(arm, settings) for name, arm in arms.items()}
     compared, equal = ratios(summaries), equal_configurations(arms)
     print(table(summaries, arms))
     for name, ratio in compared.items():
-        print(f"lorafront / {name}: {ratio:.2f}")
-    print(GOAL)
+        ours, _, other = name.partition(" / ")
+        goal = GOALS.get((ours, other))
+        print(f"{name}: {ratio:.2f}" + (f" (goal: at least {goal:g})" if goal else ""))
+    for name in set(arms) & set(OURS):
+        others = [trial["engine"] for trial in arms[name]["trials"] if trial["engine"] != name]
+        if others:
+            print(f"{len(others)} trials of {name} were not trained by that engine")
     if equal["count"]:
         print(f"{equal['count']} configurations ran in all arms; median ratio of highest to lowest perplexity")
         print(f"{equal['median_ratio']:.3f} (row order and initial adapters differ)")
@@ -663,7 +685,8 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=64, help="tokens per row")
     parser.add_argument("--eval-rows", type=int, default=32)
     parser.add_argument("--rungs", type=int, default=1, help="of lorafront; the other arms have one")
-    parser.add_argument("--slots", type=int, default=2, help="trials at once")
+    parser.add_argument("--slots", type=int, default=2, help="trials at once; workers of the packed arm")
+    parser.add_argument("--packed", type=int, default=16, help="trials at once of the packed arm, over all workers")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--model", default="examples/tiny-llama", help="from the repository root")
     parser.add_argument("--arms", default=",".join(ARMS), help="which, in which order")

@@ -222,20 +222,32 @@ def _seed_adapter(peft_model: PeftModel, seed: int, heads: Sequence[str]) -> Non
     Same distribution as PEFT's (Kaiming uniform with a = sqrt 5, which is uniform in ±1/sqrt(inputs)); B stays zero.
     A new head is drawn from the same seed, so that it does not depend on which trials the process ran before.
     """
-    spread = getattr(peft_model.config, "initializer_range", None) or 0.02
+    spread = head_spread(peft_model.config)
     for name, parameter in peft_model.named_parameters():
         if ".lora_A." in name:
-            bound = parameter.shape[1] ** -0.5
-            drawn = seeded_generator(seed, "lora_A", name).random(tuple(parameter.shape), dtype="float32")
-            parameter.copy_(torch.from_numpy((2 * drawn - 1) * bound))
+            parameter.copy_(initial_a(seed, name, tuple(parameter.shape)))
         elif ".modules_to_save." in name and any(f".{head}.modules_to_save." in name for head in heads):
-            if name.endswith("bias"):
-                parameter.zero_()
-            elif parameter.dim() == 1:
-                parameter.fill_(1)  # the scale of a norm
-            else:
-                drawn = seeded_generator(seed, "head", name).standard_normal(tuple(parameter.shape), dtype="float32")
-                parameter.copy_(torch.from_numpy(drawn * spread))
+            parameter.copy_(initial_head(seed, name, tuple(parameter.shape), spread))
+
+
+def initial_a(seed: int, name: str, shape: tuple[int, ...]) -> torch.Tensor:
+    """float32[r, i]: the A of a fresh adapter, by its name in PEFT's model."""
+    drawn = seeded_generator(seed, "lora_A", name).random(shape, dtype="float32")
+    return torch.from_numpy((2 * drawn - 1) * shape[1] ** -0.5)
+
+
+def initial_head(seed: int, name: str, shape: tuple[int, ...], spread: float) -> torch.Tensor:
+    """float32: a parameter of a fresh head, by its name in PEFT's model."""
+    if name.endswith("bias"):
+        return torch.zeros(shape)
+    if len(shape) == 1:
+        return torch.ones(shape)  # the scale of a norm
+    return torch.from_numpy(seeded_generator(seed, "head", name).standard_normal(shape, dtype="float32") * spread)
+
+
+def head_spread(config: object) -> float:
+    """Standard deviation of a fresh head's weights."""
+    return getattr(config, "initializer_range", None) or 0.02
 
 
 def resident_tensors(model: torch.nn.Module) -> Iterator[torch.Tensor]:

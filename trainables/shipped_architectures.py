@@ -22,6 +22,14 @@ SHIPPED: dict[str, tuple[str, dict[str, Any]]] = {
             "tie_word_embeddings": True,
         },
     ),
+    "qwen2.5-1.5b": (
+        "qwen2",
+        {
+            "hidden_size": 1536, "intermediate_size": 8960, "num_hidden_layers": 28, "num_attention_heads": 12,
+            "num_key_value_heads": 2, "vocab_size": 151936, "max_position_embeddings": 131072,
+            "tie_word_embeddings": True,
+        },
+    ),
     "t5-large": (
         "t5",
         {

@@ -1,0 +1,121 @@
+"""The base model's own dropout in a pack: drawn from each trial's seed instead of one generator for all.
+
+GPT-2 and BERT drop in their hidden states and attention weights while they train. A mode catches these calls, so that
+the model's code stays transformers' own; models without dropout never enter it.
+
+Shape legend: k slots, b rows of a slot, t tokens, h heads, w features.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+
+from lorafront.trainables.keyed_random import keep, thresholds
+
+
+class DropoutCalls(TorchFunctionMode):
+    """Counts the calls that drop something."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Count and go on."""
+        self.count += _probability(func, args, kwargs or {}) > 0
+        return func(*args, **(kwargs or {}))
+
+
+@dataclass
+class Draws:
+    """Where a pass's masks come from.
+
+    Attributes:
+        keys: int32[k, s], one for each call in a pass.
+        longest: tokens of the longest row that there is; places count on from row to row by it.
+    """
+
+    keys: torch.Tensor
+    longest: int
+
+    def dropped(self, x: torch.Tensor, site: int, probability: float) -> torch.Tensor:
+        """[k b, …] with masks of each slot's own; the same whatever the batch is padded to."""
+        keys = self.keys[:, site]
+        limit = thresholds(torch.full((len(keys),), probability)).to(x.device)
+        places = self._places(x.shape[0] // len(keys), x.shape[1:-1], x.device)
+        # Attention weights are as wide as the batch is padded; drawn at their full width, they do not depend on it.
+        width = max(x.shape[-1], self.longest) if x.dim() == 4 else x.shape[-1]  # noqa: PLR2004  # [k b, h, t, t]
+        kept = keep(keys, limit, places, width)[..., : x.shape[-1]].reshape(x.shape)
+        return torch.where(kept, x / (1 - probability), 0)
+
+    def _places(self, rows: int, between: torch.Size, on: torch.device) -> torch.Tensor:
+        places = torch.arange(rows, dtype=torch.int32, device=on)
+        for place, size in enumerate(between):
+            stride = self.longest if place == len(between) - 1 else size
+            places = (places[:, None] * stride + torch.arange(size, dtype=torch.int32, device=on)).flatten()
+        return places
+
+
+class KeyedDropout(TorchFunctionMode):
+    """While it is on, dropout draws from `draws`, call by call."""
+
+    def __init__(self, draws: Draws) -> None:
+        super().__init__()
+        self._draws = draws
+        self._site = 0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Replace what drops something."""
+        kwargs = kwargs or {}
+        probability = _probability(func, args, kwargs)
+        if not probability:
+            return func(*args, **kwargs)
+        self._site += 1
+        site = self._site - 1
+
+        def drop(x: torch.Tensor) -> torch.Tensor:
+            return self._draws.dropped(x, site, probability)
+
+        if func is functional.dropout:
+            return drop(args[0] if args else kwargs["input"])
+        return _attention(drop, *args, **{name: value for name, value in kwargs.items() if name != "dropout_p"})
+
+
+def _probability(func: Any, args: Any, kwargs: Any) -> float:
+    """Of the call being one that drops: its probability; 0 where it drops nothing."""
+    if func is functional.dropout:
+        training = kwargs.get("training", args[2] if len(args) > 2 else True)  # noqa: PLR2004  # (input, p, training)
+        return float(kwargs.get("p", args[1] if len(args) > 1 else 0.5)) if training else 0.0
+    if func is functional.scaled_dot_product_attention:
+        return float(kwargs.get("dropout_p", args[4] if len(args) > 4 else 0.0))  # noqa: PLR2004  # (q, k, v, mask, p)
+    return 0.0
+
+
+def _attention(
+    drop: Callable[[torch.Tensor], torch.Tensor],
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attn_mask: torch.Tensor | None = None,
+    *,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> torch.Tensor:
+    """Scaled dot-product attention by its definition in torch's documentation, with our dropout of the weights."""
+    if enable_gqa:
+        times = query.shape[1] // key.shape[1]
+        key, value = key.repeat_interleave(times, 1), value.repeat_interleave(times, 1)
+    scores = query @ key.mT * (1 / math.sqrt(query.shape[-1]) if scale is None else scale)
+    if is_causal:
+        attn_mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
+    if attn_mask is not None:
+        scores = scores.masked_fill(~attn_mask, -math.inf) if attn_mask.dtype == torch.bool else scores + attn_mask
+    return drop(torch.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)) @ value
