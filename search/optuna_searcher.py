@@ -18,7 +18,7 @@ from lorafront.search.packs import Need, Packs
 from lorafront.search.placement import ANYWHERE, Placement, Seat
 from lorafront.search.progress import Observer, last_line
 from lorafront.search.ray_trainable import JOIN, LEAVE, MEASURE, MEASURED, REPORTS, RESOURCES
-from lorafront.search.retries import OUT_OF_MEMORY, allowed, kind
+from lorafront.search.retries import OUT_OF_MEMORY, again
 from lorafront.search.stopping import Never, StoppingRule
 from lorafront.search.study import WRITE_ERRORS, StudyLedger
 from lorafront.search.trial_queue import TrialQueue
@@ -273,9 +273,9 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]  # Ray is untyped
         rows = self.ledger.newest_rung(number)
         if outcome is Outcome.DISK_FULL:
             self._halt(f"trial {number}: {last_line(last.error)}")  # a full disk says nothing about the trial
-        elif allowed(self.ledger, number, outcome, rows):
+        elif counted := again(self.ledger, number, last, rows):
             self._workplace.set_aside(number)  # first: a crash before it is counted costs one attempt more, no result
-            self.ledger.count_end(number, kind(outcome, rows))
+            self.ledger.count_end(number, counted)
             self._queue.wait(number, self._packs.running if outcome in OUT_OF_MEMORY else frozenset())
             self._again.add(number)
             self.observer.said(f"trial {number} will be run again: {last_line(last.error)}")

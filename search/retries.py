@@ -8,10 +8,24 @@ from __future__ import annotations
 
 from lorafront.search.study import StudyLedger
 from lorafront.trainables.outcome import OUT_OF_MEMORY, Outcome
+from lorafront.trainables.trial import Report
 
 WORKER_LOSSES = 2
 # Attempts after the first one, of lost workers from each rung; what is not here is told at once.
 ALLOWED = {Outcome.INFRA_LOST: WORKER_LOSSES, Outcome.TIMEOUT: WORKER_LOSSES, Outcome.CUDA_OOM: 1, Outcome.HOST_OOM: 1}
+
+NOT_PACKABLE, ERROR = "not_packable", "NotPackable: "  # how an end is counted, and the error that it has
+
+
+def again(ledger: StudyLedger, number: int, report: Report, rows: int) -> str:
+    """How `StudyLedger.count_end` counts the end of a trial that is run again after so many rows; empty where it is not.
+
+    What an engine of packs turns out not to be able to train is run once more, by stock PEFT.
+    """
+    if report.outcome is Outcome.USER_ERROR and ERROR in report.error and NOT_PACKABLE not in ledger.ends(number):
+        return NOT_PACKABLE
+    outcome = report.outcome or Outcome.INFRA_LOST
+    return kind(outcome, rows) if allowed(ledger, number, outcome, rows) else ""
 
 
 def kind(outcome: Outcome, rows: int) -> str:
@@ -30,6 +44,11 @@ def allowed(ledger: StudyLedger, number: int, outcome: Outcome, rows: int) -> bo
 def ran_out(ledger: StudyLedger, number: int) -> bool:
     """True where an earlier attempt ran out of memory: the next one gets more room."""
     return any(outcome.stored in ledger.ends(number) for outcome in OUT_OF_MEMORY)
+
+
+def unpackable(ledger: StudyLedger) -> bool:
+    """True where a trial could not be packed although nothing spoke against it: its model is everybody's."""
+    return any(NOT_PACKABLE in ledger.ends(number) for number in ledger.configurations)
 
 
 def last_chance(ledger: StudyLedger, number: int) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +12,7 @@ from lorafront.search.oom_kills import KernelKills
 from lorafront.search.optuna_searcher import Workplace
 from lorafront.search.packs import Need
 from lorafront.search.ray_trainable import CONFIG, ENGINE, FOLDER, KNOWN, NUMBER, ORDERS, TOY_PACKS
-from lorafront.search.retries import OUT_OF_MEMORY, last_chance, ran_out
+from lorafront.search.retries import OUT_OF_MEMORY, last_chance, ran_out, unpackable
 from lorafront.search.study_table import StudyTable, read_study
 from lorafront.search.to_measure import to_measure
 from lorafront.spaces.sizes import GIB
@@ -33,7 +32,7 @@ if TYPE_CHECKING:
 
 TOKENS_PER_PASS = 32_768  # not measured: an estimate of where a large GPU has no room to spare
 QUARTER = 4  # of the budget may be in flight
-ALONE = "an earlier attempt lost its worker or ran out of memory"
+ALONE = "an attempt in a pack lost its worker, ran out of memory or could not begin"
 ANY_OF_IT = 0.001  # of a node's type of accelerator, which says where an actor may be and takes nothing
 
 
@@ -122,13 +121,13 @@ def workplace(
     begun = {trial.number: trial.epoch for trial in table.running if trial.epoch}
     places, kills = Places(prepared, ledger, table), KernelKills()
     there = ray.cluster_resources()
-    packing = engine in TOY_PACKS or (engine == PROCESS and prepared.search.engine != PROCESS and _has_packed_engine())
+    packing = engine in TOY_PACKS or (engine == PROCESS and prepared.search.engine != PROCESS)
     packs = pack_slots(prepared.search, prepared.placement, at_once) if packing else None
 
     def need(number: int, lora: LoraConfiguration) -> Need:
         """A trial that brought workers down, or ran out of memory by itself, takes nobody else with it."""
         alone = packs is None or ran_out(ledger, number) or last_chance(ledger, number)
-        if alone or (engine not in TOY_PACKS and prepared.why_process(lora)):
+        if alone or unpackable(ledger) or (engine not in TOY_PACKS and prepared.why_process(lora)):
             return Need(lora.quantization)
         bounded = bool(prepared.placement.types)  # else memory does not matter, and tracing takes seconds
         base, slot = (prepared.base_bytes(lora), prepared.slot_bytes(lora)) if bounded else (0, 0)
@@ -209,10 +208,6 @@ def most_in_pass(prepared: Prepared, lora: LoraConfiguration) -> int:
         shapes = prepared.memory.largest(lora)
         longest, rows = shapes.tokens + shapes.completion, shapes.rows
     return max(1, TOKENS_PER_PASS // (rows * longest))
-
-
-def _has_packed_engine() -> bool:
-    return find_spec("lorafront.trainables.packed_engine") is not None
 
 
 def _engine(engine: str, need: Need) -> str:

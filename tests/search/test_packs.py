@@ -23,7 +23,7 @@ from lorafront.search.paths import RootPaths
 from lorafront.search.placement import Devices, Placement
 from lorafront.search.progress import Silent
 from lorafront.search.ray_trainable import JOIN, MEASURE, MEASURED
-from lorafront.search.retries import last_chance, ran_out
+from lorafront.search.retries import last_chance, ran_out, unpackable
 from lorafront.search.run import run_search
 from lorafront.search.search_file import SearchFile, parse_search
 from lorafront.search.study import StudyLedger
@@ -98,7 +98,7 @@ def desk(
     sent: dict[int, Need] = {}
 
     def need(number: int, lora: LoraConfiguration) -> Need:
-        alone = ran_out(ledger, number) or last_chance(ledger, number)
+        alone = ran_out(ledger, number) or last_chance(ledger, number) or unpackable(ledger)
         return Need(lora.quantization, alone=alone, base=base, slot=slot, most=99)
 
     def dispatch(number: int, _lora: object, _seat: object, need: Need) -> dict[str, Any]:
@@ -214,6 +214,18 @@ def test_one_that_ran_out_of_memory_by_itself_gets_a_worker_of_its_own() -> None
     assert found.hear("a", {1: END}) == []
     assert found.hear("a", {2: END}) == [0]
     assert found.sent[0].alone
+
+
+def test_what_cannot_be_packed_after_all_is_trained_by_stock_peft() -> None:
+    """Once: an error of the same kind there is its own."""
+    failed = Report(0, {}, Outcome.USER_ERROR, "…\nlorafront.trainables.packed_base.NotPackable: it mixes rows")
+    found = desk(slots=2, workers=1, trials=2)
+    found.new("a")
+    assert found.hear("a", {0: failed}) == []
+    assert unpackable(found.ledger)
+    assert found.hear("a", {1: failed}) == [0]
+    assert found.hear("a", {0: failed}) == [1]
+    assert found.ledger.recorded == 1
 
 
 def test_what_was_only_predicted_is_measured_as_the_last_job() -> None:

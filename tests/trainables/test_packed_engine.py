@@ -84,7 +84,10 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture(scope="module")
 def places(tmp_path_factory: pytest.TempPathFactory, files: dict[str, Path]) -> dict[str, Place]:
-    return {name: Place(name, without_dropout(name, tmp_path_factory.mktemp("model")), files, BaseCache()) for name in STYLES}
+    return {
+        name: Place(name, without_dropout(name, tmp_path_factory.mktemp("model")), files, BaseCache())
+        for name in STYLES
+    }
 
 
 def without_dropout(family: str, folder: Path) -> ModelConfig:
@@ -102,12 +105,18 @@ def stock(place: Place, config: TrialConfig) -> tuple[list[float], dict[str, Any
     session.train(config.rows)
     losses = torch.stack(session._losses).tolist()
     measured = session.evaluate()
-    adapter = {name.replace(".default", ""): p.detach().clone() for name, p in session.model.named_parameters() if p.requires_grad}
+    adapter = {
+        name.replace(".default", ""): p.detach().clone()
+        for name, p in session.model.named_parameters()
+        if p.requires_grad
+    }
     session.close()
     return losses, measured, {name.replace(".modules_to_save", ""): value for name, value in adapter.items()}
 
 
-def packed(place: Place, configs: list[TrialConfig]) -> list[tuple[list[float], dict[str, Any], dict[str, torch.Tensor]]]:
+def packed(
+    place: Place, configs: list[TrialConfig]
+) -> list[tuple[list[float], dict[str, Any], dict[str, torch.Tensor]]]:
     """The same of each trial of a pack."""
     engine = PackedEngine(configs[0], place.bases)
     try:
@@ -131,8 +140,8 @@ def test_a_mixed_pack_gives_the_numbers_of_stock_peft(places: dict[str, Place], 
     alone = [stock(place, config) for config in configs]
     together = packed(place, configs)
     for (losses, measured, adapter), (others, other, values) in zip(alone, together, strict=True):
-        print(family, losses, others, max(abs(a/b-1) for a,b in zip(losses,others)))
-        print({k:(v,other.get(k)) for k,v in measured.items() if other.get(k)!=v})
+        print(family, losses, others, max(abs(a / b - 1) for a, b in zip(losses, others)))
+        print({k: (v, other.get(k)) for k, v in measured.items() if other.get(k) != v})
         assert others == pytest.approx(losses, rel=1e-5)
         assert set(values) == set(adapter)
         for name, value in adapter.items():
