@@ -19,7 +19,7 @@ import numpy as np
 from trial_table import TrialTable
 
 from lorafront.search.progress import Silent
-from lorafront.search.ray_trainable import REPORT
+from lorafront.search.ray_trainable import JOIN, REPORTS
 from lorafront.search.search_file import SearchFile, parse_search
 from lorafront.search.start_points import Start
 from lorafront.search.study_table import StudyTable
@@ -63,6 +63,7 @@ class LorafrontPlayer:
         from lorafront.search.study import StudyLedger
 
         self.table = arena.table
+        self._numbers: dict[str, int] = {}
         search = _search(arena, sampler, early_stopping)
 
         def breaks(lora: LoraConfiguration) -> str:
@@ -73,7 +74,7 @@ class LorafrontPlayer:
         ledger.keep_starts([Start("", arena.table.params(row), own=True) for row in arena.start])
         self.searcher = OptunaSearcher(
             ledger,
-            Workplace(lambda _number, lora, _seat: {"row": self.table.row_of(lora)}),
+            Workplace(lambda number, lora, *_: {"number": number, "row": self.table.row_of(lora)}),
             Silent(),
             unfinished=[],
             rule=make_rule(ledger, StudyTable(search, (), {}, ())),
@@ -82,22 +83,25 @@ class LorafrontPlayer:
     def suggest(self, trial_id: str) -> int | None:
         """See `Player`."""
         config = self.searcher.suggest(trial_id)
-        return int(config["row"]) if isinstance(config, dict) else None
+        if not isinstance(config, dict):
+            return None
+        (told,) = config[JOIN]
+        self._numbers[trial_id] = told["number"]
+        return int(told["row"])
 
     def judge(self, trial_id: str, report: Report) -> bool:
         """See `Player`."""
-        return self.searcher.judge(trial_id, _as_result(report))
+        return bool(self.searcher.note(trial_id, self._said(trial_id, report)))
 
     def complete(self, trial_id: str, report: Report) -> None:
         """See `Player`."""
-        self.searcher.on_trial_complete(trial_id, _as_result(report))
+        if report.outcome is not Outcome.STOPPED:  # that was told when it was judged
+            self.searcher.note(trial_id, self._said(trial_id, report))
+        self.searcher.on_trial_complete(trial_id)
 
-
-def _as_result(report: Report) -> dict[str, Any]:
-    """What a worker of ours sends to Ray Tune; that its trial is stopped it does not know."""
-    if report.outcome is Outcome.STOPPED:
-        report = Report(report.rows, report.measurements)
-    return {REPORT: json.dumps(report.as_json())}
+    def _said(self, trial_id: str, report: Report) -> dict[str, str]:
+        """What a worker of ours sends to Ray Tune."""
+        return {REPORTS: json.dumps({self._numbers[trial_id]: report.as_json()})}
 
 
 def _search(arena: Arena, sampler: str, early_stopping: str) -> SearchFile:

@@ -41,7 +41,7 @@ from lorafront.search.model_stopping import Model
 from lorafront.search.optuna_searcher import OptunaSearcher, Workplace
 from lorafront.search.paths import RootPaths, SearchPaths
 from lorafront.search.progress import Silent
-from lorafront.search.ray_trainable import REPORT
+from lorafront.search.ray_trainable import JOIN, REPORTS
 from lorafront.search.run import run_search
 from lorafront.search.samplers import make_sampler
 from lorafront.search.search_file import SearchFile, parse_search
@@ -115,9 +115,9 @@ class Driven:
         self.paths = paths
         self.search = search_of(paths.name, max(SIZES) * 2)
         self.ledger = StudyLedger(paths.study_db, self.search, create=True)
-        self.configurations: dict[str, LoraConfiguration] = {}
+        self.configurations: dict[str, tuple[int, LoraConfiguration]] = {}
         self.rule = Switched(Never())
-        workplace = Workplace(lambda _number, lora, _seat: {"lora": lora})
+        workplace = Workplace(lambda number, lora, *_: {"number": number, "lora": lora})
         self.searcher = OptunaSearcher(self.ledger, workplace, Silent(), unfinished=[], rule=self.rule)
         self.asked = 0
         self.decide(RandomSampler(seed=0), Never())
@@ -133,22 +133,26 @@ class Driven:
         """Ask for a trial."""
         self.asked += 1
         config, cost = timed(lambda: self.searcher.suggest(str(self.asked)))
-        self.configurations[str(self.asked)] = config["lora"]
+        (told,) = config[JOIN]
+        self.configurations[str(self.asked)] = (told["number"], told["lora"])
         return cost
 
     def turn(self) -> dict[str, Cost]:
         """The oldest trial in flight reports its rungs and ends, and another one is asked for."""
-        trial_id, lora = next(iter(self.configurations.items()))
-        del self.configurations[trial_id]
-        costs, stopped = {}, False
-        for rows in RUNGS[:-1]:
-            last = json.dumps(measured(lora, rows).as_json())
-            stopped, costs["rung"] = timed(lambda last=last: self.searcher.judge(trial_id, {REPORT: last}))
+        worker, (number, lora) = next(iter(self.configurations.items()))
+        del self.configurations[worker]
+
+        def hear(rows: int) -> tuple[list[int], Cost]:
+            said = {REPORTS: json.dumps({number: measured(lora, rows).as_json()})}
+            return timed(lambda: self.searcher.note(worker, said))
+
+        costs = {}
+        for rows in RUNGS:
+            stopped, cost = hear(rows)
+            costs["end" if stopped or rows == RUNGS[-1] else "rung"] = cost
             if stopped:
                 break
-        if not stopped:
-            last = json.dumps(measured(lora, RUNGS[-1]).as_json())
-        _, costs["end"] = timed(lambda: self.searcher.on_trial_complete(trial_id, {REPORT: last}))
+        self.searcher.on_trial_complete(worker)
         return {**costs, "ask": self.suggest()}
 
 

@@ -1,34 +1,36 @@
 """Ray Tune's searcher over our study: hands out trials, writes down what they report, and ends those that are behind.
 
 Every result is in the study before anyone else hears of it. Runs in the driver's main thread, as Ray Tune and
-`ParetoScheduler` call it. A Ray Tune trial is a worker here, which runs one configuration after the other.
+`ParetoScheduler` call it. A Ray Tune trial is a worker here, which has one pack of configurations after the other.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ray.tune.search import Searcher
 
 from lorafront.search.control import Steering, Unsteered
+from lorafront.search.packs import Need, Packs
 from lorafront.search.placement import ANYWHERE, Placement, Seat
 from lorafront.search.progress import Observer, last_line
-from lorafront.search.ray_trainable import REPORT
-from lorafront.search.retries import OUT_OF_MEMORY, Waiting, allowed, kind
+from lorafront.search.ray_trainable import JOIN, LEAVE, MEASURE, MEASURED, REPORTS, RESOURCES
+from lorafront.search.retries import OUT_OF_MEMORY, again
 from lorafront.search.stopping import Never, StoppingRule
 from lorafront.search.study import WRITE_ERRORS, StudyLedger
+from lorafront.search.trial_queue import TrialQueue
 from lorafront.spaces.lora import LoraConfiguration
 from lorafront.trainables.fault_points import reached
 from lorafront.trainables.outcome import Outcome
 from lorafront.trainables.trial import Report
 
-PATIENCE = 8  # new trials that may begin before one that waits for room gets the next
 LOST = Report(0, {}, Outcome.INFRA_LOST, "the worker process died")
 HUNG = Report(0, {}, Outcome.TIMEOUT, "the worker made no progress and was ended")
 KILLED = Report(0, {}, Outcome.HOST_OOM, "the worker process was ended because the machine ran out of memory")
+EVICTED = Report(0, {}, paused=True)  # whose memory it was that a machine lacked, nobody knows of a pack
 
 
 @dataclass(frozen=True)
@@ -36,24 +38,34 @@ class Workplace:
     """What the searcher asks of the place where trials run.
 
     Attributes:
-        dispatch: a trial's number, configuration and seat to what its worker needs.
+        dispatch: a trial's number, configuration, seat and need to what its worker is told of it.
         recover: a trial's reports from its result file, the final one last; none where there is no such file.
         set_aside: removes the result file of a trial that is run again.
         hung: told that a trial has ended, says whether its worker was ended because it hung.
         killed: whether the machine ran out of memory since this was asked before.
-        seat: which part of a device a trial gets.
+        seat: which part of a device a trial gets that has a worker for itself.
+        need: what a trial takes of its worker.
+        resources: Ray's, of a worker with that seat.
         learn: told what a trial reported, and where it sat.
+        to_measure: what each trial is built from whose peak memory is to be measured alone, by number.
         placement: who sits where.
+        slots: packed trials in flight at most; None packs nothing.
+        workers: that they are spread over.
     """
 
-    dispatch: Callable[[int, LoraConfiguration, Seat], dict[str, Any]]
+    dispatch: Callable[[int, LoraConfiguration, Seat, Need], dict[str, Any]]
     recover: Callable[[int], list[Report]] = lambda _: []
     set_aside: Callable[[int], None] = lambda _: None
     hung: Callable[[int], bool] = lambda _: False
     killed: Callable[[], bool] = lambda: False
     seat: Callable[[int, LoraConfiguration], Seat] = lambda _number, _lora: ANYWHERE
+    need: Callable[[int, LoraConfiguration], Need] = lambda _, lora: Need(lora.quantization)
+    resources: Callable[[Seat], dict[str, float]] = lambda _: {}
     learn: Callable[[int, LoraConfiguration, Report, Seat], None] = lambda *_: None
+    to_measure: Callable[[], Mapping[int, dict[str, Any]]] = dict
     placement: Placement = field(default_factory=Placement)
+    slots: int | None = None
+    workers: int = 1
 
 
 class OptunaSearcher(Searcher):  # type: ignore[misc]  # Ray is untyped
@@ -82,17 +94,18 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]  # Ray is untyped
         super().__init__(metric="training_iteration", mode="max")  # Ray wants one; nothing here reads it
         self.ledger = ledger
         self.observer = observer
-        self.exhausted = False
         self.over = False  # Ray was told that nothing will start any more
         self.halted = ""  # why no more is started although there is budget left; the trials that run may end
         self._workplace = workplace
-        self._waiting = Waiting(list(unfinished))
+        self._packs = Packs(workplace.placement, workplace.slots, workplace.workers)
+        self._queue = TrialQueue(ledger, self._packs, workplace.need, workplace.seat)
         self._again = {number for number, _ in unfinished}  # an earlier attempt may know of rungs that we never heard
         self._rule = rule or Never()
-        self._held: int | None = None  # the trial that waits for room; nothing new is asked for before it has some
-        self._passed = 0  # new trials that began while others waited for room
-        self._running: dict[str, int] = {}
+        self._measuring: dict[str, set[int]] = {}  # what each worker still has to measure
+        self._measured: set[int] = set()  # or tried to
         self._steering = steering or Unsteered()
+        for number, _ in unfinished:
+            self._queue.wait(number)
 
     def __getstate__(self) -> dict[str, Any]:
         """Ray pickles the searcher into files that we never read: the study is the state."""
@@ -107,131 +120,143 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]  # Ray is untyped
     @property
     def busy(self) -> bool:
         """True while any trial runs."""
-        return bool(self._running)
+        return bool(self._packs.running)
 
-    def suggest(self, trial_id: str, *, here: bool = False) -> dict[str, Any] | str | None:
-        """The next trial; FINISHED where the budget is spent, the space has no more, or the search has to stop.
+    def works(self, worker: str) -> bool:
+        """True while a worker has anything to do."""
+        return bool(self._packs.members(worker) or self._measuring.get(worker))
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        """What a new worker begins with; FINISHED where there is no more to do, or the search has to stop.
 
         None while trials run: one of them may have to be run again, the budget may grow, or there is no room for the
         next one yet; and Ray never asks again after FINISHED.
+        """
+        trials = self.fill(trial_id)
+        if trials:
+            seat = self._workplace.placement.seat_of(trial_id)
+            return {RESOURCES: self._workplace.resources(seat), JOIN: trials}
+        if self._steering.stopping or self.halted or not self.busy:
+            self.over = True
+            return str(Searcher.FINISHED)
+        return None
+
+    def hear(self, worker: str, result: Mapping[str, Any]) -> dict[str, Any]:
+        """Write down what a worker says; returns what it is told: whom to let go, who joins, what to measure.
 
         Args:
-            trial_id: Ray Tune's, of the worker.
-            here: the worker is there and keeps its seat, so it gets only a trial for that.
+            worker: Ray Tune's name of it.
+            result: of its step.
         """
-        config = None
-        if not self._steering.stopping and not self.halted:
+        leaving = self.note(worker, result)
+        self._keep_measured(worker, json.loads(result.get(MEASURED, "{}")))
+        joining = self.fill(worker) if worker in self._packs.workers else []
+        told = {LEAVE: leaving, JOIN: joining, MEASURE: {} if joining else self._to_measure(worker)}
+        return {what: value for what, value in told.items() if value}
+
+    def fill(self, worker: str) -> list[dict[str, Any]]:
+        """Start as many trials as find room in a worker, which may be a new one."""
+        told: list[dict[str, Any]] = []
+        while not self._steering.stopping and not self.halted:
             try:
-                config = self._start(trial_id, here=here)
+                following = self._queue.next_for(worker if worker in self._packs.workers else None)
+                if following is None:
+                    break
+                told.append(self._start(worker, following.number, following.need))
             except WRITE_ERRORS as failure:
                 self._halt(f"no trial could be started ({_reason(failure)})")
-        if config is None and (self._steering.stopping or self.halted or not self._running):
-            self.over = self.over or not here
-            return str(Searcher.FINISHED)
-        return config
+        self._queue.turned()
+        return told
 
-    def _start(self, trial_id: str, *, here: bool) -> dict[str, Any] | None:
-        placement = self._workplace.placement
-        following = self._following(trial_id if here else None)
-        if following is None:
-            return None
-        number, lora = following
+    def _start(self, worker: str, number: int, need: Need) -> dict[str, Any]:
+        lora, packs = self.ledger.configurations[number], self._packs
         reached("after_ask_before_start")
-        seat = placement.seat_of(trial_id) if here else placement.widened(self._workplace.seat(number, lora))
+        there = worker in packs.workers
+        placement = packs.placement
+        seat = placement.seat_of(worker) if there else packs.seat_for(need, lambda: self._workplace.seat(number, lora))
         # Adopts checkpoints of an older epoch, so before the epoch moves on.
-        config = self._workplace.dispatch(number, lora, seat)
+        told = self._workplace.dispatch(number, lora, seat, need)
         self.ledger.started(number)
-        if not here:
-            placement.take(trial_id, seat)
-        self._running[trial_id] = number
-        self._steering.attempt_began(number, seat.gpus if seat.devices.are_gpus else 1.0)
+        if not there:
+            packs.begin(worker, seat)
+        part = packs.join(worker, number, need)
+        self._steering.attempt_began(number, part * (seat.gpus if seat.devices.are_gpus else 1.0))
         self.observer.started(number, lora)
-        return config
+        return told
 
-    def _following(self, worker: str | None) -> tuple[int, LoraConfiguration] | None:
-        """The next trial that a worker goes on with; of a new worker, that there is room for.
+    def note(self, worker: str, result: Mapping[str, Any]) -> list[int]:
+        """Write down what a worker reports; returns the trials that it has to let go."""
+        leaving, evicted = [], 0
+        for name, raw in json.loads(result.get(REPORTS, "{}")).items():
+            number, report = int(name), Report.from_json(raw)
+            if number not in self._packs.members(worker):
+                leaving.append(number)
+                continue
+            try:
+                if self._goes_on(worker, number, report):
+                    continue
+            except WRITE_ERRORS as failure:
+                self._left(worker, number)  # unfinished in the study; its checkpoint has what it did
+                self._halt(f"a rung of trial {number} could not be stored ({_reason(failure)})")
+                leaving.append(number)
+                continue
+            if report.outcome is None and not report.paused:
+                leaving.append(number)
+                report = replace(report, outcome=Outcome.STOPPED)
+            evicted += report.paused and not self._steering.stopping
+            self._left(worker, number)
+            self._ended(number, report, LOST, self._packs.placement.seat_of(worker))
+        if evicted:
+            self._packs.shrink(worker, len(self._packs.members(worker)))
+        return leaving
 
-        A new one that has no room waits for it, and no other is asked for meanwhile: it would never get any. One that
-        is to be run again waits without holding up others, but not for ever.
-        """
-        placement = self._workplace.placement
-
-        def unfit(number: int) -> bool:
-            seat = self._workplace.seat(number, self.ledger.configurations[number])
-            if worker is None:
-                return not placement.has_room(seat)
-            return not placement.goes_on(worker, seat, len(self._running))
-
-        following = self._waiting.pop(frozenset(self._running.values()), unfit)
-        if following is None and self._held is None and not self.exhausted and not self._is_spent():
-            following = self.ledger.ask()
-            self.exhausted = following is None
-            if following is not None and unfit(following[0]):
-                self._waiting.add(*following)
-                self._held = following[0]
-                return None
-            self._passed += bool(self._waiting)
-            if self._passed >= PATIENCE:
-                self._held = self._waiting.oldest(frozenset(self._running.values()))
-                self._passed = 0
-        if following is not None and following[0] == self._held:
-            self._held = None
-        return following
-
-    def _is_spent(self) -> bool:
-        return self.ledger.recorded + len(self._running) + len(self._waiting) >= self.ledger.search.budget.trials
-
-    def judge(self, trial_id: str, result: dict[str, Any]) -> bool:
-        """Hear of a rung: record it unless it is the end, and say whether the trial ends here, by itself or by us."""
-        number = self._running.get(trial_id)
-        if number is None or REPORT not in result:
-            return True
-        report = Report.from_json(json.loads(result[REPORT]))
+    def _goes_on(self, worker: str, number: int, report: Report) -> bool:
+        """Record a rung unless it is the end; False where the trial ends there, by itself or by us."""
         if report.outcome is not None or report.paused:
-            return True
+            return False
         reached("before_rung")
-        try:
-            values = self.ledger.record_rung(number, report)
-        except WRITE_ERRORS as failure:
-            self._left(trial_id)  # unfinished in the study; its checkpoint has what it did
-            self._halt(f"a rung of trial {number} could not be stored ({_reason(failure)})")
-            return True
-        seat = self._workplace.placement.seat_of(trial_id)
+        values = self.ledger.record_rung(number, report)
+        seat = self._packs.placement.seat_of(worker)
         self._workplace.learn(number, self.ledger.configurations[number], report, seat)
         self.observer.reported(number, report)
         measured = len(values) == len(self.ledger.search.objective_list)  # a user's function is at the last rung only
-        return measured and self._rule.stops(number, report.rows, values)
+        return not (measured and self._rule.stops(number, report.rows, values))
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """The end of a trial: its own, ours where the last report is no end, or with `error` that of its worker.
-
-        Ray Tune swallows what this raises and reports the trial a second time, so an end that could not be stored stops
-        the search instead: the trial stays as it is, and its result file tells the next driver.
-        """
-        placement = self._workplace.placement
-        if trial_id not in self._running:
-            placement.leave(trial_id)  # Ray Tune's own word that the worker goes
+        """The end of a worker, of which the trials that it still had are lost; what it said was heard before."""
+        del result
+        if trial_id not in self._packs.workers:
             return
-        seat = placement.seat_of(trial_id)
-        number, hung = self._left(trial_id)
-        if error:
-            placement.leave(trial_id)
-        gone = HUNG if hung else KILLED if error and self._workplace.killed() else LOST
-        report = Report.from_json(json.loads(result[REPORT])) if result and REPORT in result and not error else None
+        members = list(self._packs.members(trial_id))
+        seat = self._packs.placement.seat_of(trial_id)
+        killed = bool(members) and error and self._workplace.killed()
+        if killed and len(members) > 1:
+            self._packs.limit = max(1, len(members) // 2)
+        self._measuring.pop(trial_id, None)
+        hung = [number for number in members if self._left(trial_id, number)]
+        self._packs.end(trial_id)
+        for number in members:
+            gone = HUNG if number in hung else LOST if not killed else KILLED if len(members) == 1 else EVICTED
+            self._ended(number, None, gone, seat)
+
+    def _left(self, worker: str, number: int) -> bool:
+        """The trial does not run any more; True where that is because its worker hung and was ended."""
+        self._packs.leave(worker, number)
+        self._steering.attempt_ended(number)
+        return self._workplace.hung(number)
+
+    def _ended(self, number: int, report: Report | None, gone: Report, seat: Seat) -> None:
+        """Write down the end of an attempt.
+
+        Ray Tune swallows what its searcher raises, so an end that could not be stored stops the search instead: the
+        trial stays as it is, and its result file tells the next driver.
+        """
         try:
             self._end(number, report, gone, seat)
-        except Exception as failure:  # noqa: BLE001  # this is Ray's side of the fence, as said above
+        except Exception as failure:  # noqa: BLE001  # this is Ray's side of the fence
             self._halt(f"the end of trial {number} could not be stored ({_reason(failure)})")
 
-    def _left(self, trial_id: str) -> tuple[int, bool]:
-        """The trial does not run any more; its number, and whether its worker was ended because it hung."""
-        number = self._running.pop(trial_id)
-        self._steering.attempt_ended(number)
-        return number, self._workplace.hung(number)
-
     def _end(self, number: int, report: Report | None, gone: Report, seat: Seat) -> None:
-        if report is not None and report.outcome is None and not report.paused:
-            report = replace(report, outcome=Outcome.STOPPED)
         written = self._workplace.recover(number) if report is None or number in self._again else []
         reports = written or [report or gone]
         for one in reports:
@@ -241,21 +266,40 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]  # Ray is untyped
         self._workplace.learn(number, self.ledger.configurations[number], last, seat)
         if last.paused:
             self.observer.reported(number, last)
-            return  # unfinished in the study: `resume` goes on with it
+            if not self._steering.stopping:  # else unfinished in the study: `resume` goes on with it
+                self._queue.wait(number)
+            return
         outcome = last.outcome or Outcome.INFRA_LOST
         rows = self.ledger.newest_rung(number)
         if outcome is Outcome.DISK_FULL:
             self._halt(f"trial {number}: {last_line(last.error)}")  # a full disk says nothing about the trial
-        elif allowed(self.ledger, number, outcome, rows):
+        elif counted := again(self.ledger, number, last, rows):
             self._workplace.set_aside(number)  # first: a crash before it is counted costs one attempt more, no result
-            self.ledger.count_end(number, kind(outcome, rows))
-            beside = frozenset(self._running.values()) if outcome in OUT_OF_MEMORY else frozenset[int]()
-            self._waiting.add(number, self.ledger.configurations[number], beside)
+            self.ledger.count_end(number, counted)
+            self._queue.wait(number, self._packs.running if outcome in OUT_OF_MEMORY else frozenset())
             self._again.add(number)
             self.observer.said(f"trial {number} will be run again: {last_line(last.error)}")
         else:
             reached("before_tell")
             self.observer.reported(number, self.ledger.tell(number, last))
+
+    def _to_measure(self, worker: str) -> dict[int, dict[str, Any]]:
+        """What an idle worker measures as its last job: peak memory, each alone, once nothing is left to start."""
+        if self._steering.stopping or self.halted or self.works(worker) or not self._queue.dry:
+            return {}
+        job = {n: config for n, config in self._workplace.to_measure().items() if n not in self._measured}
+        self._measured |= set(job)  # whatever comes of it: it costs the search nothing but the measurement
+        self._measuring[worker] = set(job)
+        return job
+
+    def _keep_measured(self, worker: str, measured: Mapping[str, dict[str, Any]]) -> None:
+        for number, values in measured.items():
+            self._measuring.get(worker, set()).discard(int(number))
+            try:
+                if values:
+                    self.ledger.keep_standalone(int(number), values)
+            except WRITE_ERRORS as failure:
+                self.observer.said(f"the measured peak of trial {number} could not be stored ({_reason(failure)})")
 
     def _halt(self, reason: str) -> None:
         self.halted = self.halted or reason

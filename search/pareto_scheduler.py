@@ -1,8 +1,8 @@
-"""Ray Tune's scheduler: ends trials that the searcher's stopping rule gives up, and gives their workers the next ones.
+"""Ray Tune's scheduler: lets the searcher hear what a worker reports, and tells the worker what comes next.
 
-One Ray Tune trial is a worker's whole life: when its configuration has ended, the next one is handed to the same actor
-(a call to an actor that lands before its next step), which takes milliseconds. A new Ray Tune trial on a reused actor
-takes 0.4 s and more. A worker that dies is a Ray Tune trial that failed; the searcher decides what is run again.
+One Ray Tune trial is a worker's whole life: trials that have ended leave it and others join in their places (one call
+to its actor, which lands before its next step), which takes milliseconds. A new Ray Tune trial on a reused actor takes
+0.4 s and more. A worker that dies is a Ray Tune trial that failed; the searcher decides what is run again.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class ParetoScheduler(FIFOScheduler):  # type: ignore[misc]  # Ray is untyped
-    """Asks the searcher about every rung; Ray Tune calls this before the searcher itself."""
+    """Ray Tune calls this before the searcher itself."""
 
     def __init__(self, searcher: OptunaSearcher) -> None:
         """Args: searcher: decides, and writes everything down."""
@@ -31,19 +31,11 @@ class ParetoScheduler(FIFOScheduler):  # type: ignore[misc]  # Ray is untyped
         return {}
 
     def on_trial_result(self, tune_controller: TuneController, trial: Trial, result: dict[str, Any]) -> str:
-        """Record a rung; where the configuration has ended, go on with the next one in the same worker."""
+        """Hand on what a worker reports; it ends where it has nothing left to do."""
         del tune_controller
-        if not self._searcher.judge(trial.trial_id, result):
-            return str(self.CONTINUE)
-        self._searcher.on_trial_complete(trial.trial_id, result)
-        return str(self.CONTINUE) if self._refill(trial) else str(self.STOP)
-
-    def _refill(self, trial: Trial) -> bool:
-        """Hand the worker the next configuration; False where there is none for it."""
-        actor = trial.temporary_state.ray_actor
-        config = self._searcher.suggest(trial.trial_id, here=True) if actor is not None else None
-        if not isinstance(config, dict):
-            return False
-        trial.set_config(config)
-        actor.begin.remote(config)
-        return True
+        told = self._searcher.hear(trial.trial_id, result)
+        if not self._searcher.works(trial.trial_id):
+            return str(self.STOP)
+        if told:
+            trial.temporary_state.ray_actor.change.remote(**told)
+        return str(self.CONTINUE)

@@ -8,7 +8,7 @@ fragmentation on a GPU, libraries on a CPU).
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from lorafront.search.correction import Correction
@@ -89,7 +89,7 @@ class Placement:
         """
         self._most = most or sum(devices.count for devices in types) * WHOLE
         self.types = tuple(sorted(types, key=lambda devices: devices.bytes))
-        self._fixed = fixed
+        self.fixed = fixed
         self._corrections: dict[tuple[str, str], Correction] = {}
         self._free = {devices: [WHOLE] * devices.count for devices in self.types}
         self._taken: dict[str, tuple[Seat, list[int]]] = {}
@@ -130,18 +130,51 @@ class Placement:
         if not self.types:
             return ANYWHERE
         share, devices = WHOLE, self.types[-1]
-        if self._fixed is not None:
-            share = max(WHOLE, self._fixed) if alone else self._fixed
+        if self.fixed is not None:
+            share = max(WHOLE, self.fixed) if alone else self.fixed
         elif predicted is not None and not alone:
-            held = ((one.share(self.correction(key, one).need(predicted, one.context)), one) for one in self.types)
-            share, devices = next(((step, one) for step, one in held if step is not None), (share, devices))
+            share, devices = self._smallest(lambda one: self.correction(key, one).need(predicted, one.context))
         return Seat(share, devices, self.correction(key, devices).context_or(devices.context))
 
-    def widened(self, seat: Seat) -> Seat:
-        """As large as the cores allow, where there is room: its worker can go on with more trials then."""
-        if self._fixed is not None or not seat.share:
+    def pack_seat(self, key: str, size: int) -> Seat:
+        """As `seat`, of a worker with several trials.
+
+        Args:
+            key: of their base.
+            size: bytes of tensors, with all margins.
+        """
+        if not self.types:
+            return ANYWHERE
+        share, devices = self.fixed or WHOLE, self.types[-1]
+        if self.fixed is None:
+            share, devices = self._smallest(lambda one: size + self.correction(key, one).context_or(one.context))
+        return Seat(share, devices, self.correction(key, devices).context_or(devices.context))
+
+    def _smallest(self, need: Callable[[Devices], int]) -> tuple[int, Devices]:
+        """The share of the smallest type of device that holds a need there, else the whole of the largest."""
+        held = ((one.share(need(one)), one) for one in self.types)
+        return next(((step, one) for step, one in held if step is not None), (WHOLE, self.types[-1]))
+
+    def holds(self, who: str, size: int) -> bool:
+        """Whether so many bytes of tensors, with all margins, fit where a worker sits."""
+        cap = self.seat_of(who).cap
+        return cap is None or size <= cap
+
+    def contains(self, who: str, seat: Seat) -> bool:
+        """Whether the seat of a worker is as large as another one, on the same type of device."""
+        here, _ = self._taken[who]
+        return here.devices == seat.devices and here.share >= seat.share
+
+    def widened(self, seat: Seat, workers: int | None = None) -> Seat:
+        """As large as the cores allow, where there is room: its worker can go on with more trials then.
+
+        Args:
+            seat: the least.
+            workers: that share the devices; none is as many as there are cores for.
+        """
+        if self.fixed is not None or not seat.share:
             return seat
-        each = sum(devices.count for devices in self.types) * WHOLE // self._most
+        each = sum(devices.count for devices in self.types) * WHOLE // (workers or self._most)
         steps = [step for step in STEPS if seat.share <= step <= each]
         return next((wide for step in reversed(steps) if self.has_room(wide := replace(seat, share=step))), seat)
 
@@ -156,7 +189,7 @@ class Placement:
             running: other workers.
         """
         here, place = self._taken[who]
-        if here.devices != seat.devices or here.share < seat.share:
+        if not self.contains(who, seat):
             return False
         if not place or running + 1 >= self._most:
             return True
@@ -166,6 +199,10 @@ class Placement:
     def has_room(self, seat: Seat) -> bool:
         """Whether it is free now."""
         return self._place(seat) is not None
+
+    def has_any_room(self) -> bool:
+        """Whether there is any free part of a device, or trials need none."""
+        return not self.types or any(room for free in self._free.values() for room in free)
 
     def take(self, who: str, seat: Seat) -> None:
         """Somebody sits down where there is room."""
@@ -188,7 +225,7 @@ class Placement:
         """Of the smallest seats that trials may have; None where they need no device."""
         if not self.types:
             return None
-        count, share = sum(devices.count for devices in self.types), self._fixed or STEPS[0]
+        count, share = sum(devices.count for devices in self.types), self.fixed or STEPS[0]
         return count * (WHOLE // share) if share < WHOLE else count // (share // WHOLE)
 
     def _place(self, seat: Seat) -> list[int] | None:

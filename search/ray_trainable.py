@@ -1,4 +1,4 @@
-"""A worker as Ray Tune runs it: an actor that trains one configuration after the other and keeps the frozen bases.
+"""A worker as Ray Tune runs it: an actor that trains a pack of configurations and keeps the frozen bases.
 
 Thin: all work is `lorafront.trainables`. A trial's own failure is a report, so the actor lives on.
 """
@@ -7,76 +7,139 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ray import tune
 
 from lorafront.search.environment import heavy_imports
+from lorafront.trainables.config import TrialConfig
+from lorafront.trainables.engines import PROCESS
 from lorafront.trainables.orders import OrderFolder, TrialOrders
+from lorafront.trainables.pack import OneByOne, Pack
+from lorafront.trainables.toy import ToyEngine
 from lorafront.trainables.trial import Trial, TrialFolder
 
-NUMBER, FOLDER, ORDERS, CONFIG, ENGINE = "number", "folder", "orders", "config", "engine"
-KNOWN, RESOURCES = "known", "resources"
-REPORT = "report"
+if TYPE_CHECKING:
+    from lorafront.trainables.session import Session
+
+NUMBER, FOLDER, ORDERS, CONFIG, ENGINE, KNOWN = "number", "folder", "orders", "config", "engine", "known"
+RESOURCES = "resources"
+JOIN, LEAVE, MEASURE = "join", "leave", "measure"  # what a worker is told
+REPORTS, MEASURED = "reports", "measured"  # what it says
 TOYS = {"toy": 0.0, "slow-toy": 0.05}  # seconds of an optimizer step
+TOY_PACKS = {f"{name}-packed": seconds for name, seconds in TOYS.items()}
 
 
 class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # Ray is untyped
-    """One step is one rung."""
+    """One step ends when a trial of the pack has something to report."""
 
     def setup(self, config: dict[str, Any]) -> None:
-        """Start an actor with its first configuration."""
+        """Start an actor with its first pack."""
         self._bases: Any = None
-        self._trial: Trial | None = None
-        self._next = config
+        self._pack = Pack(self._drop_bases)
+        self._join: list[dict[str, Any]] = []
+        self._leave: list[int] = []
+        self._measuring: Iterator[dict[int, Any]] = iter(())
+        self.config = {}  # else all of it would be in every result
+        self.change(join=config[JOIN])
 
-    def begin(self, config: dict[str, Any]) -> None:
-        """Run another configuration from the next step on, in the same process."""
-        self._next = config
+    def change(
+        self,
+        join: Sequence[dict[str, Any]] = (),
+        leave: Sequence[int] = (),
+        measure: Mapping[int, dict[str, Any]] | None = None,
+    ) -> None:
+        """What comes before the next step: nobody hears what goes wrong in here, so this only takes note.
+
+        Args:
+            join: trials.
+            leave: numbers of trials that end here.
+            measure: configurations whose peak memory is measured alone, by number, when no trial is left.
+        """
+        self._join += join
+        self._leave += leave
+        if measure:
+            self._measuring = self._measured(measure)
 
     def step(self) -> dict[str, Any]:
-        """Train to the next rung. The report says whether the trial has ended; the actor lives on for the next one."""
-        if self._trial is None or self._next:
-            config, self._next = self._next, {}
-            self.cleanup()
-            self._trial = self._open(config)
-        report = self._trial.next_rung()
-        if report.outcome is not None and report.outcome.is_failure:
-            if self._bases is not None:
-                self._bases.drop()  # whatever broke may have left the base in pieces
+        """Train until trials have something to report. The actor lives on for the next ones."""
+        for number in self._leave:
+            self._pack.leave(number)
+        for one in self._join:
+            self._pack.join(one[NUMBER], self._trial(one))
+        self._join, self._leave = [], []
+        if not len(self._pack) and (measured := next(self._measuring, None)) is not None:
+            return {MEASURED: json.dumps(measured)}
+        reports = self._pack.next_reports()
+        if any(report.outcome is not None and report.outcome.is_failure for report in reports.values()):
             _check_device()
         # As text: Ray Tune flattens nested results on their way to the searcher.
-        return {REPORT: json.dumps(report.as_json())}
+        return {REPORTS: json.dumps({number: report.as_json() for number, report in reports.items()})}
 
     def cleanup(self) -> None:
-        """Give the base back."""
-        if self._trial is not None:
-            self._trial.close()
+        """Give the bases back."""
+        self._pack.close()
 
-    def _open(self, config: dict[str, Any]) -> Trial:
+    def _trial(self, one: dict[str, Any]) -> Trial:
         return Trial(
-            _toy(config) if config[ENGINE] in TOYS else self._peft(config),
-            tuple(config[CONFIG]["rungs"]),
-            TrialFolder(Path(config[FOLDER])),
-            TrialOrders(OrderFolder(Path(config[ORDERS])), config[NUMBER]),
-            checkpoint_seconds=60 * config[CONFIG]["training"]["checkpoint_minutes"],
-            known=config[KNOWN],
+            partial(self._open, one),
+            tuple(one[CONFIG]["rungs"]),
+            TrialFolder(Path(one[FOLDER])),
+            TrialOrders(OrderFolder(Path(one[ORDERS])), one[NUMBER]),
+            checkpoint_seconds=60 * one[CONFIG]["training"]["checkpoint_minutes"],
+            known=one[KNOWN],
         )
 
-    def _peft(self, config: dict[str, Any]) -> Any:
-        """The heavy imports wait for the first step: the toy engine does without."""
+    def _open(self, one: dict[str, Any]) -> Session:
+        """A session on the engine that its trial was sent with."""
+        config, name = TrialConfig.model_validate(one[CONFIG]), one[ENGINE]
+        key: Hashable = name
+        if name in TOYS or name in TOY_PACKS:
+            key = (name, config.lora.quantization)
+            make: Any = partial(ToyEngine, {**TOYS, **TOY_PACKS}[name])
+        else:
+            key, make = self._torch_engine(name, config)
+        return self._pack.open(key, make, config)
 
-        def make() -> Any:
+    def _torch_engine(self, name: str, config: TrialConfig) -> tuple[Hashable, Any]:
+        """The heavy imports wait for the first session: the toy does without."""
+        with heavy_imports("peft"):
+            from lorafront.trainables.frozen_base import BaseCache
+            from lorafront.trainables.peft_session import open_session
+
+        self._bases = self._bases or BaseCache()
+        if name == PROCESS:
+            return PROCESS, partial(OneByOne, partial(open_session, bases=self._bases))
+        from lorafront.trainables.engines import pack_key
+        from lorafront.trainables.packed_engine import PackedEngine
+
+        return pack_key(config), partial(PackedEngine, config, self._bases)
+
+    def _drop_bases(self) -> None:
+        """Whatever broke may have left a base in pieces."""
+        if self._bases is not None:
+            self._bases.drop()
+
+    def _measured(self, job: Mapping[int, dict[str, Any]]) -> Iterator[dict[int, Any]]:
+        """Peak memory of one after the other; nothing of what cannot be measured."""
+        left = list(job)
+        try:
             with heavy_imports("peft"):
-                from lorafront.trainables.config import TrialConfig
                 from lorafront.trainables.frozen_base import BaseCache
-                from lorafront.trainables.peft_session import open_session
+                from lorafront.trainables.standalone import measure_alone
 
+            self._pack.close()
             self._bases = self._bases or BaseCache()
-            return open_session(TrialConfig.model_validate(config[CONFIG]), self._bases)
-
-        return make
+            numbers, configs = list(job), [TrialConfig.model_validate(config) for config in job.values()]
+            for index, measured in measure_alone(configs, self._bases):
+                left.remove(numbers[index])
+                yield {numbers[index]: measured}
+        except Exception:  # noqa: BLE001  # it costs the search nothing but these measurements
+            self._drop_bases()
+        yield {number: {} for number in left}
 
 
 def _check_device() -> None:
@@ -84,11 +147,3 @@ def _check_device() -> None:
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_initialized():
         torch.cuda.synchronize()
-
-
-def _toy(config: dict[str, Any]) -> Any:
-    from lorafront.spaces.lora import LoraConfiguration
-    from lorafront.trainables.toy import ToySession
-
-    lora = LoraConfiguration.model_validate(config[CONFIG]["lora"])
-    return lambda: ToySession(lora, config[CONFIG]["seed"], step_seconds=TOYS[config[ENGINE]])

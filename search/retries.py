@@ -1,4 +1,4 @@
-"""Which trials are run again after their worker was lost or ran out of memory, how often, and when.
+"""Which trials are run again after their worker was lost or ran out of memory, and how often.
 
 A trial is told only when nothing is left to try; until then it keeps its number, its folder and its place in the
 budget. How often each was tried stands in the study, so that a new driver goes on counting.
@@ -6,17 +6,26 @@ budget. How often each was tried stands in the study, so that a new driver goes 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
-
 from lorafront.search.study import StudyLedger
-from lorafront.spaces.lora import LoraConfiguration
-from lorafront.trainables.outcome import Outcome
+from lorafront.trainables.outcome import OUT_OF_MEMORY, Outcome
+from lorafront.trainables.trial import Report
 
 WORKER_LOSSES = 2
 # Attempts after the first one, of lost workers from each rung; what is not here is told at once.
 ALLOWED = {Outcome.INFRA_LOST: WORKER_LOSSES, Outcome.TIMEOUT: WORKER_LOSSES, Outcome.CUDA_OOM: 1, Outcome.HOST_OOM: 1}
-OUT_OF_MEMORY = frozenset({Outcome.CUDA_OOM, Outcome.HOST_OOM})
+
+NOT_PACKABLE, ERROR = "not_packable", "NotPackable: "  # how an end is counted, and the error that it has
+
+
+def again(ledger: StudyLedger, number: int, report: Report, rows: int) -> str:
+    """How `StudyLedger.count_end` counts the end of a trial that is run again after so many rows; empty where it is not.
+
+    What an engine of packs turns out not to be able to train is run once more, by stock PEFT.
+    """
+    if report.outcome is Outcome.USER_ERROR and ERROR in report.error and NOT_PACKABLE not in ledger.ends(number):
+        return NOT_PACKABLE
+    outcome = report.outcome or Outcome.INFRA_LOST
+    return kind(outcome, rows) if allowed(ledger, number, outcome, rows) else ""
 
 
 def kind(outcome: Outcome, rows: int) -> str:
@@ -37,47 +46,17 @@ def ran_out(ledger: StudyLedger, number: int) -> bool:
     return any(outcome.stored in ledger.ends(number) for outcome in OUT_OF_MEMORY)
 
 
-@dataclass
-class Waiting:
-    """Trials to run again. Pure.
+def unpackable(ledger: StudyLedger) -> bool:
+    """True where a trial could not be packed although nothing spoke against it: its model is everybody's."""
+    return any(NOT_PACKABLE in ledger.ends(number) for number in ledger.configurations)
 
-    One whose worker was lost is next. One that ran out of memory waits until those that ran beside it have ended: a
-    neighbour's peak may have been the reason.
-    """
 
-    _next: list[tuple[int, LoraConfiguration]] = field(default_factory=list)
-    _later: list[tuple[int, LoraConfiguration, frozenset[int]]] = field(default_factory=list)
-
-    def __bool__(self) -> bool:
-        """Whether anything waits."""
-        return bool(self._next or self._later)
-
-    def __len__(self) -> int:
-        """How many wait."""
-        return len(self._next) + len(self._later)
-
-    def add(self, number: int, lora: LoraConfiguration, beside: frozenset[int] = frozenset()) -> None:
-        """Run it again, once none of `beside` runs any more."""
-        if beside:
-            self._later.append((number, lora, beside))
-        else:
-            self._next.append((number, lora))
-
-    def oldest(self, running: frozenset[int]) -> int | None:
-        """The one that has waited the longest and need not wait for any of `running`; None where there is none."""
-        free = [number for number, _ in self._next]
-        return next(iter([*free, *(number for number, _, beside in self._later if not beside & running)]), None)
-
-    def pop(
-        self, running: frozenset[int], skip: Callable[[int], bool] | None = None
-    ) -> tuple[int, LoraConfiguration] | None:
-        """The next one that need not wait for any of `running`, and is not to be skipped; None where there is none."""
-        for trial in self._next:
-            if skip is None or not skip(trial[0]):
-                self._next.remove(trial)
-                return trial
-        for index, (number, lora, beside) in enumerate(self._later):
-            if not beside & running and (skip is None or not skip(number)):
-                del self._later[index]
-                return number, lora
-        return None
+def last_chance(ledger: StudyLedger, number: int) -> bool:
+    """True where one more lost worker is not followed by another attempt."""
+    ends = ledger.ends(number)
+    if not ends:
+        return False
+    rows = ledger.newest_rung(number)
+    return any(
+        ends.get(kind(outcome, rows), 0) >= most for outcome, most in ALLOWED.items() if outcome not in OUT_OF_MEMORY
+    )

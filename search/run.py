@@ -237,7 +237,7 @@ def _reconcile(ledger: StudyLedger, paths: SearchPaths) -> list[tuple[int, LoraC
 
     A result file is durable before anyone hears of it, so a trial whose driver died is told from its file.
     """
-    from lorafront.search.retries import allowed, kind
+    from lorafront.search.retries import again
 
     unfinished = []
     epochs = {trial.number: trial.epoch for trial in read_study(paths.study_db).running}
@@ -245,10 +245,9 @@ def _reconcile(ledger: StudyLedger, paths: SearchPaths) -> list[tuple[int, LoraC
         folder = paths.trial(number, epochs.get(number, 0))
         folder.sweep()
         reports = folder.read_reports()
-        outcome = reports[-1].outcome if reports else None
-        if outcome is not None and allowed(ledger, number, outcome, reports[-1].rows):
+        if reports and (counted := again(ledger, number, reports[-1], reports[-1].rows)):
             folder.set_result_aside()
-            ledger.count_end(number, kind(outcome, reports[-1].rows))
+            ledger.count_end(number, counted)
             reports = []
         if reports:
             for report in filter(lambda report: report.at_rung, reports):
@@ -280,16 +279,16 @@ def _tune(
     search = prepared.search
     watchdog = Watchdog(search.resources.hang_minutes * 60)
     control = Control(paths, ledger, observer, interruption)
+    scratch = cluster.wait()
+    most = workers(search, prepared.placement.most_at_once())
     searcher = OptunaSearcher(
         ledger,
-        workplace(prepared, paths, ledger, watchdog, engine),
+        workplace(prepared, paths, ledger, watchdog, engine, most),
         observer,
         unfinished=unfinished,
         rule=make_rule(ledger, read_study(paths.study_db)),
         steering=control,
     )
-    scratch = cluster.wait()
-    most = workers(search, prepared.placement.most_at_once())
     tuner = _tuner(searcher, ParetoScheduler(searcher), RayControl(control, searcher), most, scratch)
     interruption.install()  # again, where Ray took the signals
     go_on = f"go on with: lorafront resume {paths.name}"

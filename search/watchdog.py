@@ -53,8 +53,8 @@ class Watchdog:
         return ended
 
     def look(self) -> list[int]:
-        """End the workers that have not come forward for too long; return their trials."""
-        ended = []
+        """End the workers that have not come forward for too long; return their trials, several of a pack."""
+        silent = []
         for number, folder in list(self._folders.items()):
             sign = heartbeat.read(folder)
             if sign is None:
@@ -63,11 +63,13 @@ class Watchdog:
             if before is None or before[0] != sign:
                 self._seen[number] = (sign, self.clock())
             elif self.clock() - before[1] > self.limit and sign.process() is not None:
-                self.forget(number)
-                self._overdue.add(number)  # before the end, which the driver hears of at once
-                end_worker(sign)
-                ended.append(number)
-        return ended
+                silent.append((number, sign))
+        for number, _ in silent:
+            self.forget(number)
+            self._overdue.add(number)  # before the end, which the driver hears of at once
+        for sign in {sign.pid: sign for _, sign in silent}.values():
+            end_worker(sign)
+        return [number for number, _ in silent]
 
     @contextlib.contextmanager
     def watching(self, say: Callable[[str], None]) -> Iterator[None]:

@@ -10,10 +10,11 @@ import ray
 
 from lorafront.search.oom_kills import KernelKills
 from lorafront.search.optuna_searcher import Workplace
-from lorafront.search.placement import Seat
-from lorafront.search.ray_trainable import CONFIG, ENGINE, FOLDER, KNOWN, NUMBER, ORDERS, RESOURCES
-from lorafront.search.retries import OUT_OF_MEMORY, ran_out
+from lorafront.search.packs import Need
+from lorafront.search.ray_trainable import CONFIG, ENGINE, FOLDER, KNOWN, NUMBER, ORDERS, TOY_PACKS
+from lorafront.search.retries import OUT_OF_MEMORY, last_chance, ran_out, unpackable
 from lorafront.search.study_table import StudyTable, read_study
+from lorafront.search.to_measure import to_measure
 from lorafront.spaces.sizes import GIB
 from lorafront.trainables.engines import PACKED, PROCESS
 from lorafront.trainables.memory_meter import CPU, CUDA
@@ -21,12 +22,17 @@ from lorafront.trainables.session import PREDICTED
 
 if TYPE_CHECKING:
     from lorafront.search.paths import SearchPaths
+    from lorafront.search.placement import Placement, Seat
     from lorafront.search.prepared import Prepared
+    from lorafront.search.search_file import SearchFile
     from lorafront.search.study import StudyLedger
     from lorafront.search.watchdog import Watchdog
     from lorafront.spaces.lora import LoraConfiguration
     from lorafront.trainables.trial import Report
 
+TOKENS_PER_PASS = 32_768  # not measured: an estimate of where a large GPU has no room to spare
+QUARTER = 4  # of the budget may be in flight
+ALONE = "an attempt in a pack lost its worker, ran out of memory or could not begin"
 ANY_OF_IT = 0.001  # of a node's type of accelerator, which says where an actor may be and takes nothing
 
 
@@ -107,16 +113,29 @@ class Places:
 
 
 def workplace(
-    prepared: Prepared, paths: SearchPaths, ledger: StudyLedger, watchdog: Watchdog, engine: str
+    prepared: Prepared, paths: SearchPaths, ledger: StudyLedger, watchdog: Watchdog, engine: str, at_once: int
 ) -> Workplace:
-    """Where the trials of one driver run."""
+    """Where the trials of one driver run, by an engine as for `run_search`, in so many workers at once."""
     table, epoch = read_study(paths.study_db), ledger.epoch
     # A trial goes on in the folder of the epoch that began it, so that its checkpoints are found.
     begun = {trial.number: trial.epoch for trial in table.running if trial.epoch}
     places, kills = Places(prepared, ledger, table), KernelKills()
     there = ray.cluster_resources()
+    packing = engine in TOY_PACKS or (engine == PROCESS and prepared.search.engine != PROCESS)
+    packs = pack_slots(prepared.search, prepared.placement, at_once) if packing else None
 
-    def dispatch(number: int, lora: LoraConfiguration, seat: Seat) -> dict[str, Any]:
+    def need(number: int, lora: LoraConfiguration) -> Need:
+        """A trial that brought workers down, or ran out of memory by itself, takes nobody else with it."""
+        alone = packs is None or ran_out(ledger, number) or last_chance(ledger, number)
+        if alone or unpackable(ledger) or (engine not in TOY_PACKS and prepared.why_process(lora)):
+            return Need(lora.quantization)
+        bounded = bool(prepared.placement.types)  # else memory does not matter, and tracing takes seconds
+        base, slot = (prepared.base_bytes(lora), prepared.slot_bytes(lora)) if bounded else (0, 0)
+        if base is None or slot is None:
+            return Need(lora.quantization)
+        return Need(lora.quantization, alone=False, base=base, slot=slot, most=most_in_pass(prepared, lora))
+
+    def dispatch(number: int, lora: LoraConfiguration, seat: Seat, need: Need) -> dict[str, Any]:
         folder = paths.trial(number, epoch).path
         if number in begun and begun[number] != epoch:
             adopt(paths.trial(number, begun[number]).path, folder)
@@ -126,21 +145,26 @@ def workplace(
         if prepared.search.training.execution == "auto":
             ledger.keep_execution(number, execution)
         kills.more()  # what was killed before says nothing about this trial
-        resources: dict[str, float] = {"cpu": prepared.search.resources.cpus_per_trial}
-        if seat.devices.are_gpus:
-            resources["gpu"] = seat.gpus
-        kind = f"accelerator_type:{seat.devices.name}"  # Ray's name for what a node has
-        if kind in there:
-            resources[kind] = ANY_OF_IT
+        reason = (prepared.why_process(lora) or ALONE) if need.alone else ""
         return {
             NUMBER: number,
             FOLDER: str(folder.absolute()),
             ORDERS: str(paths.orders(epoch).path.absolute()),
             CONFIG: prepared.trial(lora, seat.cap).model_dump(mode="json"),
-            ENGINE: engine,
-            KNOWN: places.known(lora, seat, "its driver starts no packs"),
-            RESOURCES: resources,
+            ENGINE: _engine(engine, need),
+            KNOWN: places.known(lora, seat, engine if engine != PROCESS else reason),
         }
+
+    def resources(seat: Seat) -> dict[str, float]:
+        found: dict[str, float] = {"cpu": prepared.search.resources.cpus_per_trial}
+        if seat.devices.are_gpus:
+            found["gpu"] = seat.gpus
+        kind = f"accelerator_type:{seat.devices.name}"  # Ray's name for what a node has
+        return {**found, kind: ANY_OF_IT} if kind in there else found
+
+    def unmeasured() -> dict[int, dict[str, Any]]:
+        found = to_measure(read_study(paths.study_db), prepared)
+        return {number: config.model_dump(mode="json") for number, config in found.items()}
 
     return Workplace(
         dispatch,
@@ -149,9 +173,48 @@ def workplace(
         hung=watchdog.forget,
         killed=kills.more,
         seat=places.seat,
+        need=need,
+        resources=resources,
         learn=places.learn,
+        to_measure=unmeasured if packs is not None else dict,
         placement=prepared.placement,
+        slots=packs and packs[0],
+        workers=packs[1] if packs else 1,
     )
+
+
+def pack_slots(search: SearchFile, placement: Placement, at_once: int) -> tuple[int, int]:
+    """(packed trials in flight at most, workers that they are spread over).
+
+    One worker on each GPU: there a base is held once. The slots are a quarter of the budget: what is asked at once is
+    asked without knowing how the others end.
+
+    Args:
+        search: its resources and budget.
+        placement: its devices.
+        at_once: workers that there is room for.
+    """
+    gpus = sum(one.count for one in placement.types if one.are_gpus)
+    workers = min(gpus, at_once) if gpus and placement.fixed is None else at_once
+    slots = search.resources.slots
+    return (max(workers, -(-search.budget.trials // QUARTER)) if slots == "auto" else slots), workers
+
+
+def most_in_pass(prepared: Prepared, lora: LoraConfiguration) -> int:
+    """Trials of its kind that one pass is worth: beyond so many tokens it takes as much longer as it has more."""
+    if prepared.memory is None:
+        longest, rows = int(prepared.tokens.train.lengths.max()), lora.batch_size
+    else:
+        shapes = prepared.memory.largest(lora)
+        longest, rows = shapes.tokens + shapes.completion, shapes.rows
+    return max(1, TOKENS_PER_PASS // (rows * longest))
+
+
+def _engine(engine: str, need: Need) -> str:
+    """The engine of one trial: that of the toys, or of what its driver packs."""
+    if engine == PROCESS:
+        return PROCESS if need.alone else PACKED
+    return engine.removesuffix("-packed") if need.alone else engine
 
 
 def adopt(old: Path, new: Path) -> None:

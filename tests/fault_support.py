@@ -16,8 +16,8 @@ from lorafront.search import optuna_searcher, plot, run  # noqa: F401  # plot: i
 from lorafront.search.nothing_lost import Verdict, judge, read_witness
 from lorafront.search.ownership import owned
 from lorafront.search.paths import RootPaths, SearchPaths
-from lorafront.search.placement import Seat
 from lorafront.search.progress import Silent
+from lorafront.search.ray_trainable import JOIN, REPORTS
 from lorafront.search.search_file import SearchFile, parse_search
 from lorafront.search.study import StudyLedger
 from lorafront.search.study_table import read_study
@@ -25,7 +25,7 @@ from lorafront.search.workplace import adopt
 from lorafront.spaces.lora import LoraConfiguration
 from lorafront.trainables import fault_points, witness
 from lorafront.trainables.toy import ToySession
-from lorafront.trainables.trial import Trial
+from lorafront.trainables.trial import Report, Trial
 
 RUNGS = (8, 16, 32)
 TRIALS = 3
@@ -53,11 +53,11 @@ def drive(root: Path, fault: str = "") -> None:
         epoch = ledger.begin_epoch()
         fault_points.arm(fault)
 
-        def dispatch(number: int, lora: LoraConfiguration, _seat: Seat) -> dict[str, Any]:
+        def dispatch(number: int, lora: LoraConfiguration, *_: object) -> dict[str, Any]:
             folder = paths.trial(number, epoch)
             if begun.get(number, epoch) != epoch:
                 adopt(paths.trial(number, begun[number]).path, folder.path)
-            return {"trial": Trial(lambda: ToySession(lora), RUNGS, folder)}
+            return {"number": number, "trial": Trial(lambda: ToySession(lora), RUNGS, folder)}
 
         workplace = optuna_searcher.Workplace(
             dispatch,
@@ -76,12 +76,18 @@ def drive(root: Path, fault: str = "") -> None:
 def _run_all(searcher: optuna_searcher.OptunaSearcher) -> None:
     count = 0
     while isinstance(config := searcher.suggest(str(count)), dict):
-        result: dict[str, Any] = {}
-        while not result or not searcher.judge(str(count), result):
-            result = {optuna_searcher.REPORT: json.dumps(config["trial"].next_rung().as_json())}
-        searcher.on_trial_complete(str(count), result)
+        (told,) = config[JOIN]
+        while searcher.works(str(count)):
+            report = told["trial"].next_rung()
+            (told,) = searcher.hear(str(count), said({told["number"]: report})).get(JOIN, [told])
+        searcher.on_trial_complete(str(count))
         count += 1
     assert config == FINISHED
+
+
+def said(reports: dict[int, Report]) -> dict[str, str]:
+    """What a worker says of its trials, as Ray Tune hands it on."""
+    return {REPORTS: json.dumps({number: report.as_json() for number, report in reports.items()})}
 
 
 class Forks:
@@ -91,7 +97,7 @@ class Forks:
     """
 
     def __init__(self) -> None:
-        environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+        environment = {**os.environ, "PYTHONPATH": python_path(Path(__file__).parent)}
         command = [sys.executable, "-c", "import fault_support; fault_support.serve()"]
         self._server = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
@@ -124,6 +130,11 @@ def serve() -> None:
 def verdict(root: Path, name: str = "s", rungs: tuple[int, ...] = RUNGS) -> Verdict:
     table = read_study(SearchPaths(root / name).study_db)
     return judge(read_witness(root / "witness.jsonl"), table, rungs)
+
+
+def python_path(folder: Path) -> str:
+    """For a process of its own that imports from a folder, and all else as this one does."""
+    return os.pathsep.join(filter(None, [str(folder), os.environ.get("PYTHONPATH")]))
 
 
 KILLED = -signal.SIGKILL

@@ -1,8 +1,8 @@
 """A sign of life beside a trial's files: which process works on it, and that it still comes forward.
 
 `begin` writes `heartbeat.json` with the process's id and start time; `beat`, called at every optimizer step and
-evaluation batch, renews the file's time, once a second at most. The driver only looks whether that time changes
-(search/watchdog.py); nobody compares it with a clock.
+evaluation batch, renews the file's time, once a second at most: those of all trials that the process has, up to the
+`end` of each. The driver only looks whether that time changes (search/watchdog.py); nobody compares it with a clock.
 """
 
 from __future__ import annotations
@@ -45,10 +45,10 @@ class Sign:
 
 
 class _Heart:
-    """Of this process: one trial at a time."""
+    """Of this process."""
 
     def __init__(self) -> None:
-        self.file: Path | None = None
+        self.files: set[Path] = set()
         self.renewed = 0.0
 
 
@@ -57,21 +57,28 @@ _heart = _Heart()
 
 def begin(folder: Path) -> None:
     """Called where a process takes on the trial in `folder`. A full disk keeps nobody from it."""
-    _heart.file, _heart.renewed = folder / FILE, time.monotonic()
+    file = folder / FILE
+    _heart.files.add(file)
     facts = {"pid": os.getpid(), "started": psutil.Process().create_time()}
     with contextlib.suppress(OSError):
         folder.mkdir(parents=True, exist_ok=True)
-        _heart.file.write_text(json.dumps(facts), encoding="utf-8")
+        file.write_text(json.dumps(facts), encoding="utf-8")
+
+
+def end(folder: Path) -> None:
+    """The process does not work on that trial any more; nothing where it did not."""
+    _heart.files.discard(folder / FILE)
 
 
 def beat() -> None:
-    """The trial came a step forward."""
+    """The trials came a step forward."""
     now = time.monotonic()
-    if _heart.file is None or now - _heart.renewed < RENEW_SECONDS:
+    if now - _heart.renewed < RENEW_SECONDS:
         return
     _heart.renewed = now
-    with contextlib.suppress(OSError):
-        os.utime(_heart.file)
+    for file in _heart.files:
+        with contextlib.suppress(OSError):
+            os.utime(file)
 
 
 def read(folder: Path) -> Sign | None:

@@ -47,6 +47,9 @@ class Outcome(Enum):
         return self is not Outcome.IMPORTED
 
 
+OUT_OF_MEMORY = frozenset({Outcome.CUDA_OOM, Outcome.HOST_OOM})
+
+
 def classify(error: BaseException) -> Outcome:
     """Which outcome an exception means.
 

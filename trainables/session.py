@@ -1,13 +1,17 @@
 """A training session: one configuration that trains, evaluates, saves and loads. The same verbs for every engine.
 
-Implementations: `PeftSession` (stock PEFT, the reference) and `ToySession` (no torch, a known optimum).
+Implementations: `PeftSession` (stock PEFT, the reference) and `ToySession` (no torch, a known optimum). An `Engine`
+trains several sessions at once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, TypedDict
+from typing import TYPE_CHECKING, Any, Protocol, TypedDict
+
+if TYPE_CHECKING:
+    from lorafront.trainables.config import TrialConfig
 
 PREDICTED = "predicted"  # source of a peak that the memory model said: nothing of this trial was measured
 
@@ -83,3 +87,26 @@ class Session(Protocol):
 
     def close(self) -> None:
         """Give back what the session borrowed."""
+
+
+class Engine(Protocol):
+    """Trains several sessions over one frozen base, each in a slot of its own. Sessions are told apart by identity."""
+
+    def open(self, config: TrialConfig) -> Session:
+        """A fresh session in a free slot, which its `close` gives back; what this raises is that trial's failure."""
+
+    def train(self, goals: Mapping[Session, int], interrupted: Callable[[], bool] = never) -> None:
+        """Step all sessions of `goals` together until one of them has seen its training rows, or until interrupted.
+
+        Running out of memory leaves every session as it was before the step.
+
+        Args:
+            goals: rows since the beginning of each session's trial; where one has them, nothing is done.
+            interrupted: asked before each step.
+        """
+
+    def evaluate(self, sessions: Sequence[Session]) -> None:
+        """Measure in shared passes: `evaluate` of each session then gives its own without another pass."""
+
+    def close(self) -> None:
+        """Give the base back; no session is open."""

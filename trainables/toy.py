@@ -1,4 +1,4 @@
-"""A session without torch and with a known optimum: for tests, documentation and runs at scale.
+"""A session and an engine without torch and with a known optimum: for tests, documentation and runs at scale.
 
 Perplexity falls towards a floor that depends on rank and learning rate, memory is a formula, so the true front of any
 space can be written down. Deterministic in (configuration, seed, rows).
@@ -9,14 +9,17 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from lorafront.spaces.lora import LoraConfiguration
 from lorafront.trainables.data import seeded_generator
-from lorafront.trainables.session import Measurements, never
+from lorafront.trainables.session import Measurements, Session, never
+
+if TYPE_CHECKING:
+    from lorafront.trainables.config import TrialConfig
 
 BITS = {"nf4": 4.5, "nf4_double": 4.1, "fp4": 4.5, "int8": 8.0, "bf16": 16.0, "fp16": 16.0, "fp32": 32.0}
 BEST_LEARNING_RATE = 2e-4
@@ -34,7 +37,7 @@ def toy_floor(lora: LoraConfiguration) -> float:
     return 8 + 4 / math.sqrt(lora.rank) + 3 * off * off + lost + 2 * abs(lora.dropout - 0.05)
 
 
-@dataclass
+@dataclass(eq=False)
 class ToySession:
     """Implements `Session` in microseconds; `step_seconds` makes each optimizer step as long."""
 
@@ -46,9 +49,13 @@ class ToySession:
     def train(self, rows: int, interrupted: Callable[[], bool] = never) -> None:
         """Move on to `rows`, a batch at a time."""
         while self.rows_seen < rows and not interrupted():
-            self.rows_seen = min(rows, self.rows_seen + self.lora.batch_size * self.lora.gradient_accumulation)
+            self.step(rows)
             if self.step_seconds:
                 time.sleep(self.step_seconds)
+
+    def step(self, rows: int) -> None:
+        """One optimizer step, which ends at `rows`."""
+        self.rows_seen = min(rows, self.rows_seen + self.lora.batch_size * self.lora.gradient_accumulation)
 
     def evaluate(self) -> dict[str, Any]:
         """A power law in rows, with one part in a thousand of noise."""
@@ -70,6 +77,31 @@ class ToySession:
     def load(self, folder: Path) -> None:
         """See `save`."""
         self.rows_seen = json.loads((folder / "toy.json").read_text(encoding="utf-8"))["rows"]
+
+    def close(self) -> None:
+        """Nothing is borrowed."""
+
+
+@dataclass(eq=False)
+class ToyEngine:
+    """Implements `Engine`: its sessions take each optimizer step together, which lasts `step_seconds` for all."""
+
+    step_seconds: float = 0.0
+
+    def open(self, config: TrialConfig) -> ToySession:
+        """There is always a free slot."""
+        return ToySession(config.lora, config.seed)
+
+    def train(self, goals: Mapping[Session, int], interrupted: Callable[[], bool] = never) -> None:
+        """A step each, again and again."""
+        while all(session.rows_seen < rows for session, rows in goals.items()) and not interrupted():
+            for session, rows in goals.items():
+                cast("ToySession", session).step(rows)
+            if self.step_seconds:
+                time.sleep(self.step_seconds)
+
+    def evaluate(self, sessions: Sequence[Session]) -> None:
+        """Nothing is shared: an evaluation is a formula."""
 
     def close(self) -> None:
         """Nothing is borrowed."""

@@ -18,7 +18,7 @@ import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import psutil
 
@@ -28,7 +28,7 @@ from lorafront.trainables import heartbeat, witness
 from lorafront.trainables.checkpoint import ASIDE, MANIFEST, read_manifest, sha256, write_folder, write_json
 from lorafront.trainables.fault_points import reached
 from lorafront.trainables.orders import NoOrders, Orders
-from lorafront.trainables.outcome import Outcome, classify
+from lorafront.trainables.outcome import OUT_OF_MEMORY, Outcome, classify
 from lorafront.trainables.session import Session
 
 MakeSession = Callable[[], Session]
@@ -137,6 +137,9 @@ class TrialFolder:
 class Trial:
     """Drives one session along its rungs.
 
+    `next_rung` does all of it. Whoever trains several sessions at once calls its phases: `begin`, then again and again
+    `keep` while the session trains to its `goal`, and `measure` there.
+
     Attributes:
         make_session: a fresh session; called when there is something to train.
         rungs: training rows at which it reports.
@@ -146,6 +149,7 @@ class Trial:
         clock: seconds.
         known: measurements that were known before it ran, such as a predicted one; every report has them.
         history: reports at the rungs so far, as JSON.
+        session: while it trains.
     """
 
     make_session: MakeSession
@@ -156,49 +160,123 @@ class Trial:
     clock: Callable[[], float] = time.monotonic
     known: Mapping[str, float | str] = field(default_factory=dict)
     history: list[dict[str, Any]] = field(default_factory=list)
-    _session: Session | None = None
+    session: Session | None = None
     _reached: int = 0  # rows of the newest checkpoint
     _due: float = math.inf  # when the next one is
 
     def next_rung(self) -> Report:
         """Train to the next rung and report. A failure is a report too: this never raises for the trial's own fault."""
+        return self.begin() or self._guarded(self._train)
+
+    def begin(self) -> Report | None:
+        """Open the session, where it is not; a report where there is nothing to train, or it failed or is to leave."""
+        if self.session is not None:
+            return None
         ended = self.folder.read_reports()
         if ended:  # a worker died after it wrote this
             return ended[-1]
-        try:
-            report = self._advance()
-        except Exception as error:  # noqa: BLE001  # the worker's outermost line: whatever a trial throws is its outcome
-            report = self._failed(error)
-        if report.outcome is not None:
-            report = self._finish(report)
-        return report
+        return self._guarded(self._open)
 
-    def _failed(self, error: BaseException) -> Report:
+    @property
+    def goal(self) -> int:
+        """Training rows of the rung that it trains for."""
+        return next(rung for rung in self.rungs if rung > self._reached)
+
+    @property
+    def at_rung(self) -> bool:
+        """True where its session has seen those rows."""
+        return self._opened.rows_seen >= self.goal
+
+    def interrupted(self) -> bool:
+        """True where a checkpoint is asked for, or due and there is something new to save."""
+        return self._is_due() or self.orders.pause_now()
+
+    def keep(self) -> Report | None:
+        """Between rungs: write a checkpoint where one is asked for or due; a report where the trial is to leave."""
+        if self.orders.pause_now():
+            return self.pause()
+        return self._guarded(self._save_here) if self._is_due() else None
+
+    def pause(self) -> Report:
+        """Between rungs: save, and report that the trial can go on elsewhere."""
+
+        def save() -> Report:
+            self._save_here()
+            return Report(self._opened.rows_seen, {}, paused=True)
+
+        return self._guarded(save)
+
+    def measure(self) -> Report:
+        """At a rung: evaluate, save and report."""
+        return self._guarded(self._measure)
+
+    def failed(self, error: BaseException) -> Report:
+        """Report what its session met outside of this."""
+        return self._finish(self._failure(error))
+
+    def close(self) -> None:
+        """Give back the session's base."""
+        heartbeat.end(self.folder.path)
+        if self.session is not None:
+            self.session.close()
+            self.session = None
+
+    @property
+    def _opened(self) -> Session:
+        if self.session is None:
+            raise RuntimeError("the trial has not begun")
+        return self.session
+
+    def _is_due(self) -> bool:
+        return self.clock() >= self._due and self._opened.rows_seen > self._reached
+
+    @overload
+    def _guarded(self, phase: Callable[[], Report]) -> Report: ...
+    @overload
+    def _guarded(self, phase: Callable[[], Report | None]) -> Report | None: ...
+    def _guarded(self, phase: Callable[[], Report | None]) -> Report | None:
+        """What a phase reports; whatever it throws is the trial's outcome, and an outcome is written down."""
+        try:
+            report = phase()
+        except Exception as error:  # noqa: BLE001  # the worker's outermost line
+            report = self._failure(error)
+        return self._finish(report) if report is not None and report.outcome is not None else report
+
+    def _failure(self, error: BaseException) -> Report:
         short = "".join(traceback.format_exception(error, limit=-4)).strip()
         outcome = classify(error)
-        measured = {**self.known, **_memory_held(error)} if outcome in {Outcome.CUDA_OOM, Outcome.HOST_OOM} else {}
+        measured = {**self.known, **_memory_held(error)} if outcome in OUT_OF_MEMORY else {}
         return Report(self._reached, measured, outcome, short)
 
-    def _advance(self) -> Report:
-        if self._session is None:
-            checkpoint = self._last_checkpoint()
-            witness.note(witness.START, self.folder.path, self._reached)
-            if self._reached == self.rungs[-1]:
-                return Report.from_json(self.history[-1])  # all was trained; only the result was not written
-            if self.orders.cancel():
-                return Report(self._reached, {}, Outcome.CANCELLED)
-            if self.orders.pause():
-                return Report(self._reached, {}, paused=True)
-            heartbeat.begin(self.folder.path)
-            self._session = self.make_session()
-            if checkpoint is not None:
-                self._session.load(checkpoint)
-            self._due = self.clock() + self.checkpoint_seconds
-        session = self._session
-        rows = next(rung for rung in self.rungs if rung > self._reached)
+    def _open(self) -> Report | None:
+        checkpoint = self._last_checkpoint()
+        witness.note(witness.START, self.folder.path, self._reached)
+        if self._reached == self.rungs[-1]:
+            return Report.from_json(self.history[-1])  # all was trained; only the result was not written
+        if self.orders.cancel():
+            return Report(self._reached, {}, Outcome.CANCELLED)
+        if self.orders.pause():
+            return Report(self._reached, {}, paused=True)
+        heartbeat.begin(self.folder.path)
+        self.session = self.make_session()
+        if checkpoint is not None:
+            self.session.load(checkpoint)
+        self._due = self.clock() + self.checkpoint_seconds
+        return None
+
+    def _train(self) -> Report:
+        """Train to the next rung, with checkpoints on the way, and measure there."""
         reached("before_train")
-        if not self._train(session, rows):
-            return Report(session.rows_seen, {}, paused=True)
+        while True:
+            self._opened.train(self.goal, self.interrupted)
+            if self.at_rung:
+                return self._measure()
+            self._save_here()
+            if self.orders.pause_now():
+                return Report(self._opened.rows_seen, {}, paused=True)
+
+    def _measure(self) -> Report:
+        session, rows = self._opened, self.goal
         measured = _with_error({**self.known, **session.evaluate()})
         if not _finite(measured):
             self._reached = rows
@@ -210,22 +288,10 @@ class Trial:
         self._save(session, rows, keep=1 if last else 2)
         return replace(report, paused=True) if outcome is None and self.orders.pause() else report
 
-    def _train(self, session: Session, rung: int) -> bool:
-        """Train to a rung, with checkpoints on the way; False where it was paused before, and all is saved."""
-        while True:
-            session.train(rung, self._interrupted)
-            if session.rows_seen >= rung:
-                return True
-            if session.rows_seen > self._reached:
-                self._save(session, session.rows_seen, keep=2)
-            if self.orders.pause_now():
-                return False
-
-    def _interrupted(self) -> bool:
-        """True where a checkpoint is asked for, or due and there is something new to save."""
-        session = self._session
-        due = self.clock() >= self._due and session is not None and session.rows_seen > self._reached
-        return due or self.orders.pause_now()
+    def _save_here(self) -> None:
+        """A checkpoint between rungs, where there is something new."""
+        if self._opened.rows_seen > self._reached:
+            self._save(self._opened, self._opened.rows_seen, keep=2)
 
     def _save(self, session: Session, rows: int, *, keep: int) -> None:
         """Write a checkpoint and remove all but the newest so many."""
@@ -259,20 +325,14 @@ class Trial:
             except OSError as error:
                 if classify(error) is not Outcome.DISK_FULL:
                     raise
-                report = self._failed(error)
+                report = self._failure(error)
             else:
                 witness.note(witness.FINAL, self.folder.path, report.rows, report.as_json())
                 reached("after_result_rename")
         if report.outcome is not None and report.outcome.is_failure:
-            self._session = None  # whatever broke may break again in close(); the worker drops the base as well
+            self.session = None  # whatever broke may break again in close(): whoever made the session sees to it
         self.close()
         return report
-
-    def close(self) -> None:
-        """Give back the session's base."""
-        if self._session is not None:
-            self._session.close()
-            self._session = None
 
 
 def _finite(measured: dict[str, Any]) -> bool:

@@ -6,25 +6,28 @@ import json
 from pathlib import Path
 
 import pytest
-from fault_support import Forks, search_file, verdict
+from fault_support import Forks, said, search_file, verdict
 
-from lorafront.search.optuna_searcher import PATIENCE, REPORT, OptunaSearcher, Workplace
+from lorafront.search.optuna_searcher import OptunaSearcher, Workplace
 from lorafront.search.paths import RootPaths
 from lorafront.search.placement import Devices, Placement
 from lorafront.search.progress import Silent
+from lorafront.search.ray_trainable import JOIN, LEAVE
 from lorafront.search.retries import ran_out
 from lorafront.search.study import StudyLedger
 from lorafront.search.study_table import read_study
+from lorafront.search.trial_queue import PATIENCE
 from lorafront.trainables.outcome import Outcome
 from lorafront.trainables.trial import Report
 
+OWN_FAULT = Report(8, {}, Outcome.USER_ERROR, "of its own")
 OOM = Report(8, {"memory_at_failure_gb": 1.5}, Outcome.CUDA_OOM, "CUDA out of memory. Tried to allocate 2 GiB")
 
 
 def searcher_on(path: Path, *, create: bool = True, hung: bool = False, trials: int = 3) -> OptunaSearcher:
     ledger = StudyLedger(path, search_file(budget={"trials": trials}), create=create)
     workplace = Workplace(lambda number, *_: {"number": number}, hung=lambda _: hung)
-    return OptunaSearcher(ledger, workplace, Silent(), unfinished=[])
+    return OptunaSearcher(ledger, workplace, Silent(), unfinished=ledger.running())
 
 
 def on_one_gpu(folder: Path, *, trials: int, share: int) -> tuple[OptunaSearcher, Placement]:
@@ -39,26 +42,34 @@ def on_one_gpu(folder: Path, *, trials: int, share: int) -> tuple[OptunaSearcher
     return OptunaSearcher(ledger, workplace, Silent(), unfinished=[]), placement
 
 
-def said(report: Report) -> dict[str, str]:
-    return {REPORT: json.dumps(report.as_json())}
+def begins(searcher: OptunaSearcher, worker: str) -> int | str | None:
+    """The number of the trial that a new worker gets, or what it is told instead."""
+    told = searcher.suggest(worker)
+    return told[JOIN][0]["number"] if isinstance(told, dict) else told
+
+
+def ends(searcher: OptunaSearcher, worker: str, number: int, report: Report) -> int | None:
+    """A worker says how its trial ended; the number of the next one, None where its worker has no more to do."""
+    told = searcher.hear(worker, said({number: report}))
+    assert searcher.works(worker) == (JOIN in told)
+    return told[JOIN][0]["number"] if JOIN in told else None
 
 
 def test_out_of_memory_is_tried_once_more_when_its_neighbours_are_done(tmp_path: Path) -> None:
     """F27: it waits for those that ran beside it, runs again under its number, and is then told with its bytes."""
     path = tmp_path / "study.db"
     searcher = searcher_on(path, trials=2)
-    assert searcher.suggest("a") == {"number": 0}
-    assert searcher.suggest("b") == {"number": 1}
-    searcher.on_trial_complete("a", said(OOM))
+    assert begins(searcher, "a") == 0
+    assert begins(searcher, "b") == 1
+    assert ends(searcher, "a", 0, OOM) is None
     assert read_study(path).trials[0].state == "RUNNING"
-    assert searcher.suggest("c") is None  # b still runs, and the budget has no room for another
-    searcher.on_trial_complete("b", said(Report(8, {}, Outcome.USER_ERROR, "of its own")))
-    assert searcher.suggest("c") == {"number": 0}
-    searcher.on_trial_complete("c", said(OOM))
+    assert begins(searcher, "c") is None  # b still runs, and the budget has no room for another
+    assert ends(searcher, "b", 1, OWN_FAULT) == 0
+    assert ends(searcher, "b", 0, OOM) is None
     told = read_study(path).trials[0]
     assert (told.state, told.outcome) == ("FAIL", Outcome.CUDA_OOM)
     assert told.measurements["memory_at_failure_gb"] == 1.5
-    assert searcher.suggest("d") == "FINISHED"
+    assert begins(searcher, "d") == "FINISHED"
     assert searcher.ledger.recorded == 2
 
 
@@ -80,12 +91,11 @@ def test_a_lost_worker_is_replaced_twice_by_whatever_driver(tmp_path: Path, hung
     path = tmp_path / "study.db"
     searcher = searcher_on(path, hung=hung)
     for attempt in ("a", "b"):
-        assert searcher.suggest(attempt) == {"number": 0}
+        assert begins(searcher, attempt) == 0
         searcher.on_trial_complete(attempt, error=True)
     assert searcher.ledger.recorded == 0
     second = searcher_on(path, create=False, hung=hung)
-    second._waiting.add(*second.ledger.running()[0])
-    assert second.suggest("c") == {"number": 0}
+    assert begins(second, "c") == 0
     second.on_trial_complete("c", error=True)
     told = read_study(path).trials[0]
     assert told.outcome is outcome
@@ -102,7 +112,7 @@ def test_a_worker_that_the_kernel_ended_for_memory_ran_out_of_memory(tmp_path: P
     workplace = Workplace(lambda number, *_: {"number": number}, killed=lambda: next(kills))
     searcher = OptunaSearcher(ledger, workplace, Silent(), unfinished=[])
     for attempt in ("a", "b", "c"):
-        assert searcher.suggest(attempt) == {"number": 0}
+        assert begins(searcher, attempt) == 0
         searcher.on_trial_complete(attempt, error=True)
     told = read_study(path).trials[0]
     assert told.outcome is Outcome.HOST_OOM
@@ -115,11 +125,10 @@ def test_a_trial_that_comes_forward_between_losses_is_not_given_up(tmp_path: Pat
     searcher = searcher_on(path)
     for rows in (8, 16, 32, 64):
         for loss in ("first", "second"):
-            assert searcher.suggest(f"{rows} {loss}") == {"number": 0}
-            assert not searcher.judge(f"{rows} {loss}", said(Report(rows, {})))
+            assert begins(searcher, f"{rows} {loss}") == 0
+            assert searcher.hear(f"{rows} {loss}", said({0: Report(rows, {})})) == {}
             searcher.on_trial_complete(f"{rows} {loss}", error=True)
             searcher = searcher_on(path, create=False)  # whichever driver sees the next loss
-            searcher._waiting.add(*searcher.ledger.running()[0])
     assert searcher.ledger.recorded == 0
     assert read_study(path).trials[0].state == "RUNNING"
 
@@ -127,40 +136,31 @@ def test_a_trial_that_comes_forward_between_losses_is_not_given_up(tmp_path: Pat
 def test_a_shared_worker_gets_no_trial_that_needs_one_alone(tmp_path: Path) -> None:
     """F27: after running out of GPU memory a trial waits for a worker without neighbours; others are not held up."""
     searcher, placement = on_one_gpu(tmp_path, trials=3, share=4)
-    assert searcher.suggest("a") == {"number": 0}
-    searcher.on_trial_complete("a", said(OOM))
-    for number in (1, 2):
-        assert searcher.suggest("a", here=True) == {"number": number}
-        if number == 2:
-            assert searcher.suggest("b") is None  # no GPU comes free while others share it
-        searcher.on_trial_complete("a", said(Report(8, {}, Outcome.USER_ERROR, "of its own")))
-    assert searcher.suggest("a", here=True) == "FINISHED"  # of this worker; Ray Tune starts another one for the last
+    assert begins(searcher, "a") == 0
+    assert ends(searcher, "a", 0, OOM) == 1
+    assert ends(searcher, "a", 1, OWN_FAULT) == 2
+    assert begins(searcher, "b") is None  # no GPU comes free while others share it
+    assert ends(searcher, "a", 2, OWN_FAULT) is None  # of this worker; Ray Tune starts another one for the last
     searcher.on_trial_complete("a")
-    assert searcher.suggest("b") == {"number": 0}
+    assert begins(searcher, "b") == 0
     assert placement.seat_of("b").share == 16
 
 
 def test_a_trial_that_waits_for_room_gets_it_in_the_end(tmp_path: Path) -> None:
     """F27: others are not held up by it at first; after some of them no new one begins until it had its turn."""
     searcher, placement = on_one_gpu(tmp_path, trials=99, share=8)
-    assert searcher.suggest("a") == {"number": 0}
-    assert searcher.suggest("b") == {"number": 1}
-    searcher.on_trial_complete("a", said(OOM))
-    ended = said(Report(8, {}, Outcome.USER_ERROR, "of its own"))
-    began = []
-    while isinstance(config := searcher.suggest("a", here=True), dict):
-        began.append(config["number"])
-        searcher.on_trial_complete("a", ended)
-        if len(began) == 1:
-            searcher.on_trial_complete("b", ended)  # it ran beside the first one
-            assert searcher.suggest("b", here=True) == {"number": 3}
+    assert begins(searcher, "a") == 0
+    assert begins(searcher, "b") == 1
+    began = [ends(searcher, "a", 0, OOM)]
+    assert ends(searcher, "b", 1, OWN_FAULT) == 3  # it ran beside the first one
+    while (number := ends(searcher, "a", began[-1], OWN_FAULT)) is not None:
+        began.append(number)
     assert len(began) + 1 == PATIENCE
     searcher.on_trial_complete("a")
-    assert searcher.suggest("c") is None  # the other worker is still there
-    searcher.on_trial_complete("b", ended)
-    assert searcher.suggest("b", here=True) == "FINISHED"
+    assert begins(searcher, "c") is None  # the other worker is still there
+    assert ends(searcher, "b", 3, OWN_FAULT) is None
     searcher.on_trial_complete("b")
-    assert searcher.suggest("c") == {"number": 0}
+    assert begins(searcher, "c") == 0
     assert placement.seat_of("c").share == 16
 
 
@@ -168,15 +168,13 @@ def test_a_trial_that_failed_by_its_own_fault_stays_failed(tmp_path: Path) -> No
     """F37: a driver that goes on does not run it again, and a result that comes for it later changes nothing."""
     path = tmp_path / "study.db"
     first = searcher_on(path)
-    first.suggest("a")
-    first.on_trial_complete("a", said(Report(8, {}, Outcome.USER_ERROR, "of its own")))
-    before = read_study(path).trials
+    begins(first, "a")
+    ends(first, "a", 0, OWN_FAULT)
+    before = read_study(path).trials[:1]
     ledger = StudyLedger(path, search_file(budget={"trials": 3}), create=False)
-    assert ledger.running() == []
-    again = OptunaSearcher(
-        ledger, Workplace(lambda number, *_: {"number": number}), Silent(), unfinished=ledger.running()
-    )
-    assert [again.suggest("a"), again.suggest("b"), again.suggest("c")] == [{"number": 1}, {"number": 2}, None]
+    assert [number for number, _ in ledger.running()] == [1]
+    again = searcher_on(path, create=False)
+    assert [begins(again, "a"), begins(again, "b"), begins(again, "c")] == [1, 2, None]
     ledger.tell(0, Report(16, {"perplexity": 2.0, "peak_vram_gb": 1.0}, Outcome.COMPLETE))
     assert read_study(path).trials[:1] == before
     assert ledger.recorded == 1
@@ -186,15 +184,15 @@ def test_a_rung_that_cannot_be_stored_stops_the_search(tmp_path: Path) -> None:
     """F20: the trial stays unfinished, its worker gets nothing more, and the next driver stores the rung after all."""
     path = tmp_path / "study.db"
     searcher = searcher_on(path)
-    searcher.suggest("a")
+    begins(searcher, "a")
     forbid = "CREATE TRIGGER broken BEFORE INSERT ON trial_user_attributes BEGIN INSERT INTO missing VALUES (1); END"
     with searcher.ledger.storage.engine.connect() as connection:
         connection.exec_driver_sql(forbid)
         connection.commit()
     rung = Report(8, {"perplexity": 3.0, "peak_vram_gb": 1.0})
-    assert searcher.judge("a", said(rung))
+    assert searcher.hear("a", said({0: rung})) == {LEAVE: [0]}
     assert "a rung of trial 0 could not be stored" in searcher.halted
-    assert searcher.suggest("a", here=True) == "FINISHED"
+    assert not searcher.works("a")
     assert not searcher.busy
     with searcher.ledger.storage.engine.connect() as connection:
         connection.exec_driver_sql("DROP TRIGGER broken")
@@ -204,8 +202,8 @@ def test_a_rung_that_cannot_be_stored_stops_the_search(tmp_path: Path) -> None:
     final = Report(16, {"perplexity": 2.0, "peak_vram_gb": 1.0}, Outcome.COMPLETE)
     workplace = Workplace(lambda number, *_: {"number": number}, recover=lambda _: [rung, final])
     second = OptunaSearcher(ledger, workplace, Silent(), unfinished=ledger.running())
-    assert second.suggest("a") == {"number": 0}
-    second.on_trial_complete("a", said(final))
+    assert begins(second, "a") == 0
+    assert ends(second, "a", 0, final) == 1
     told = read_study(path).trials[0]
     assert [report.rows for report in told.rungs] == [8, 16]
     assert told.outcome is Outcome.COMPLETE
@@ -215,13 +213,13 @@ def test_an_end_that_cannot_be_stored_stops_the_search(tmp_path: Path) -> None:
     """F20: Ray swallows what a searcher raises at an end, so the searcher itself starts nothing more and says why."""
     path = tmp_path / "study.db"
     searcher = searcher_on(path)
-    searcher.suggest("a")
+    begins(searcher, "a")
     with searcher.ledger.storage.engine.connect() as connection:
         connection.exec_driver_sql(
             "CREATE TRIGGER broken BEFORE UPDATE ON trials BEGIN INSERT INTO missing VALUES (1); END"
         )
         connection.commit()
-    searcher.on_trial_complete("a", said(Report(8, {}, Outcome.USER_ERROR, "of its own")))
+    assert ends(searcher, "a", 0, OWN_FAULT) is None
     assert "the end of trial 0 could not be stored" in searcher.halted
-    assert searcher.suggest("b") == "FINISHED"
+    assert begins(searcher, "b") == "FINISHED"
     assert read_study(path).trials[0].state == "RUNNING"

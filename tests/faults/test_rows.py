@@ -41,8 +41,9 @@ SECONDS = 200  # on a machine that others load too
 class Search:
     """A search of four slow toy trials and the processes that drive it."""
 
-    def __init__(self, root: Path, text_file: Path) -> None:
+    def __init__(self, root: Path, text_file: Path, engine: str = "toy") -> None:
         self.root = root
+        self.engine = engine
         self.data: dict[str, Any] = {
             "name": "s",
             "model": str(TINY_LLAMA),
@@ -64,7 +65,7 @@ class Search:
         }
         return subprocess.Popen(
             [sys.executable, "-m", "lorafront.search.cli", command, str(file) if command == "run" else "s",
-             "--root", str(self.root), "--engine", "toy"],
+             "--root", str(self.root), "--engine", self.engine],
             text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment,
         )  # fmt: skip
 
@@ -97,6 +98,14 @@ class Search:
 @pytest.fixture
 def search(tmp_path: Path, text_file: Path) -> Search:
     return Search(tmp_path, text_file)
+
+
+@pytest.fixture
+def packed(tmp_path: Path, text_file: Path) -> Search:
+    """Four at once in one worker."""
+    search = Search(tmp_path, text_file, "toy-packed")
+    search.data["resources"] = {"slots": 4, "max_concurrent": 1}
+    return search
 
 
 def read_until(process: subprocess.Popen[str], words: str) -> None:
@@ -152,6 +161,53 @@ def test_a_worker_killed_at_a_point_loses_nothing(search: Search, point: str, ag
     assert code == 0, output
     assert sum(sum(ends.values()) for ends in kept_ends(search).values()) == again
     assert_whole(search)
+
+
+@pytest.mark.parametrize(("point", "again"), [("mid_ckpt_write", 4), ("after_result_rename", 3)])
+def test_a_worker_with_a_pack_killed_at_a_point_loses_nothing(packed: Search, point: str, again: int) -> None:
+    """F7, F24: all that it had go on where they were, each counts the loss, and what had a result is not run again."""
+    code, output = packed.end(f"{point}:kill:2")
+    assert code == 0, output
+    found = sum(sum(ends.values()) for ends in kept_ends(packed).values())
+    assert found in {again, again - 1}  # one of two results stood at the kill, or both
+    assert_whole(packed)
+
+
+def test_a_pack_without_memory_goes_on_smaller(packed: Search) -> None:
+    """F27: half of it waits until there is room; nobody has failed, and nothing is trained twice."""
+    code, output = packed.end("before_train:oom:3")
+    assert code == 0, output
+    assert "paused" in output
+    assert kept_ends(packed) == {}
+    assert [trial.outcome for trial in packed.table.counted] == [Outcome.COMPLETE] * 4
+    assert packed.verdict().restarts == 2
+    assert_whole(packed)
+
+
+def test_a_hung_pack_is_ended_and_all_of_it_runs_again(packed: Search) -> None:
+    """F8: one silent worker is killed once, and each of its trials has hung."""
+    packed.data["resources"] |= {"hang_minutes": 0.1}
+    with packed.start() as driver:
+        read_until(driver, "at 8 of 32 rows")
+        stopped = worker_of(packed)
+        stopped.suspend()
+        read_until(driver, "made no progress for 6 s; its worker was ended")
+        output, _ = driver.communicate(timeout=SECONDS)
+    assert driver.returncode == 0, output
+    assert {kind.split("@")[0] for ends in kept_ends(packed).values() for kind in ends} == {"timeout"}
+    assert len(kept_ends(packed)) == 4
+    assert_whole(packed)
+
+
+def test_an_interrupted_pack_is_resumed(packed: Search) -> None:
+    """F5: all of it saves within the time, and goes on under its numbers."""
+    with packed.start() as driver:
+        read_until(driver, "at 16 of 32 rows")
+        driver.send_signal(signal.SIGINT)
+        output, _ = driver.communicate(timeout=60)
+    assert driver.returncode == 5, output
+    packed.resumed()
+    assert_whole(packed)
 
 
 def kept_ends(search: Search) -> dict[int, dict[str, int]]:

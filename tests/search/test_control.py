@@ -87,13 +87,16 @@ def as_uninterrupted(trial: TrialRecord) -> bool:
     return [(report.rows, report.measurements["perplexity"]) for report in trial.rungs] == expected
 
 
-def test_stop_waits_for_the_rungs_and_resume_goes_on(ray_session: None, text_file: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("packed", ["", "-packed"])
+def test_stop_waits_for_the_rungs_and_resume_goes_on(
+    ray_session: None, text_file: Path, tmp_path: Path, packed: str
+) -> None:
     """After `stop` what runs ends at a rung and is kept; `resume` finishes it under its number, to the same values."""
     root = RootPaths(tmp_path)
     paths = root.search("drain")
     observer = Acting(at_first_rung, lambda: post(paths, Request(kind="stop")))
     with pytest.raises(Incomplete, match="stopped as `lorafront stop` asked; go on with: lorafront resume drain"):
-        run_search(search_for("drain", text_file), root, observer, engine="slow-toy")
+        run_search(search_for("drain", text_file), root, observer, engine=f"slow-toy{packed}")
     stopped = read_study(paths.study_db)
     assert stopped.running
     assert len(stopped.trials) < 5
@@ -101,26 +104,29 @@ def test_stop_waits_for_the_rungs_and_resume_goes_on(ray_session: None, text_fil
         rows = [rows for rows, _ in paths.trial(trial.number, 1).checkpoints()]
         assert set(rows) <= set(RUNGS)
         assert [report.rows for report in trial.rungs][-1:] == rows[:1]
-    after = resume_search("drain", root, engine="toy")
+    after = resume_search("drain", root, engine=f"toy{packed}")
     assert [trial.outcome for trial in after.trials] == [Outcome.COMPLETE] * 5
     assert all(map(as_uninterrupted, after.trials))
     assert [trial.lora for trial in after.trials[: len(stopped.trials)]] == [trial.lora for trial in stopped.trials]
 
 
-def test_stop_now_saves_between_rungs_and_extend_goes_on(ray_session: None, text_file: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("packed", ["", "-packed"])
+def test_stop_now_saves_between_rungs_and_extend_goes_on(
+    ray_session: None, text_file: Path, tmp_path: Path, packed: str
+) -> None:
     """After `stop --now` what runs is saved in the middle of a rung; extended, exactly so many more trials run."""
     root = RootPaths(tmp_path)
     paths = root.search("now")
     observer = Acting(at_first_rung, lambda: post(paths, Request(kind="stop", now=True)))
     with pytest.raises(Incomplete):
-        run_search(search_for("now", text_file), root, observer, engine="slow-toy")
+        run_search(search_for("now", text_file), root, observer, engine=f"slow-toy{packed}")
     stopped = read_study(paths.study_db)
     saved = {rows for trial in stopped.running for rows, _ in paths.trial(trial.number, 1).checkpoints()}
     assert saved - set(RUNGS)
     assert stopped.seconds > 0
     assert stopped.gpu_seconds > 0
     budget = extended(stopped.search.budget, {"trials": 2}, stopped.spent)
-    after = resume_search("now", root, engine="toy", budget=budget)
+    after = resume_search("now", root, engine=f"toy{packed}", budget=budget)
     assert [trial.number for trial in after.counted] == list(range(7))
     assert all(map(as_uninterrupted, after.trials))
     assert after.seconds > stopped.seconds

@@ -79,6 +79,7 @@ def search_file(text_file: Path, **sections: Any) -> SearchFile:
             "training": {"rows": 16, "batch_size": 4, "rungs": 2},
             "early_stopping": "off",
             "sampler": "random",
+            "engine": "process",
             "budget": {"trials": 4},
             **sections,
         }

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
-
 import numpy as np
+from fault_support import said
 from hypothesis import given
 from hypothesis import strategies as st
 from moocore import is_nondominated
 
 from lorafront.search.model_stopping import Model, chance
-from lorafront.search.optuna_searcher import REPORT, OptunaSearcher, Workplace
+from lorafront.search.optuna_searcher import OptunaSearcher, Workplace
 from lorafront.search.progress import Silent
+from lorafront.search.ray_trainable import LEAVE
 from lorafront.search.run import make_rule
 from lorafront.search.search_file import parse_search
 from lorafront.search.stopping import Never, Rungs, best_first
@@ -61,10 +61,10 @@ def test_a_rung_without_all_objectives_ends_nothing() -> None:
     whole = {"perplexity": 3.0, "peak_vram_gb": 1.0}
     for trial, values in enumerate([whole, {"perplexity": 9.0}, {**whole, "perplexity": None}, whole]):
         searcher.suggest(str(trial))
-        assert not searcher.judge(str(trial), {REPORT: json.dumps(Report(16, values).as_json())})
+        assert searcher.hear(str(trial), said({trial: Report(16, values)})) == {}
     searcher.suggest("last")
     worse = {"perplexity": 9.0, "peak_vram_gb": 2.0}
-    assert searcher.judge("last", {REPORT: json.dumps(Report(16, worse).as_json())})
+    assert searcher.hear("last", said({4: Report(16, worse)}))[LEAVE] == [4]
 
 
 def test_trials_are_compared_at_the_same_rung_only():

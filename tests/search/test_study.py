@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import sqlite3
 from collections.abc import Callable
@@ -248,15 +247,17 @@ assert not {{"optuna", "torch", "ray", "mlflow"}} & set(sys.modules)
 
 def test_a_searcher_waits_for_those_that_run(path: Path) -> None:
     """With the budget handed out, there is nothing now, and an end once the last trial has ended: one may run again."""
-    from lorafront.search.optuna_searcher import REPORT, OptunaSearcher, Workplace
+    from fault_support import said
+
+    from lorafront.search.optuna_searcher import OptunaSearcher, Workplace
     from lorafront.search.progress import Silent
+    from lorafront.search.ray_trainable import JOIN
 
     ledger = StudyLedger(path, search_file(budget={"trials": 1}), create=True)
     searcher = OptunaSearcher(ledger, Workplace(lambda *_: {}), Silent(), unfinished=[])
-    assert searcher.suggest("a") == {}
+    assert searcher.suggest("a")[JOIN] == [{}]
     assert searcher.suggest("b") is None
     searcher.on_trial_complete("a", error=True)
-    assert searcher.suggest("b") == {}  # the same trial again
-    report = Report(100, {}, Outcome.USER_ERROR, "of its own")
-    searcher.on_trial_complete("b", {REPORT: json.dumps(report.as_json())})
+    assert searcher.suggest("b")[JOIN] == [{}]  # the same trial again
+    assert searcher.hear("b", said({0: Report(100, {}, Outcome.USER_ERROR, "of its own")})) == {}
     assert searcher.suggest("c") == "FINISHED"

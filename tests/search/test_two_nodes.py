@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from fault_support import python_path
 from support import TINY_LLAMA
 
 from lorafront.search.paths import RootPaths
@@ -78,7 +79,7 @@ def search(text: str, root: str) -> None:
 def test_a_trial_that_fits_only_the_larger_gpu_goes_to_its_node(text_file: Path, tmp_path: Path) -> None:
     """Ray puts it there, and the smaller ones on the other node."""
     command = [sys.executable, __file__, str(text_file), str(tmp_path)]
-    paths = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    paths = {**os.environ, "PYTHONPATH": python_path(Path(__file__).parents[1])}
     told = subprocess.run(command, capture_output=True, text=True, check=True, timeout=150, env=paths).stdout
     found = json.loads(told.strip().splitlines()[-1])
     assert sorted(found["trials"]) == [[4, "small", "complete"]] * 2 + [[64, "large", "complete"]] * 2

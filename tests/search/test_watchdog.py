@@ -47,6 +47,19 @@ def test_a_silent_worker_is_ended_and_said_once(worker: subprocess.Popen[bytes],
     assert not watchdog.forget(3)
 
 
+def test_all_trials_of_a_silent_worker_are_named(worker: subprocess.Popen[bytes], tmp_path: Path) -> None:
+    """One process is ended once, and each trial of its pack has hung."""
+    now = [0.0]
+    watchdog = Watchdog(10, clock=lambda: now[0])
+    for number in (3, 4):
+        watchdog.watch(number, tmp_path / str(number))
+        sign(tmp_path / str(number), worker)
+    assert watchdog.look() == []
+    now[0] = 10.1
+    assert watchdog.look() == [3, 4]
+    assert [watchdog.forget(number) for number in (3, 4)] == [True, True]
+
+
 def test_a_worker_that_comes_forward_is_left_alone(worker: subprocess.Popen[bytes], tmp_path: Path) -> None:
     """Each change of the file starts the time anew, and a trial that has ended is no longer watched."""
     now = [0.0]
