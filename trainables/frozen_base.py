@@ -8,12 +8,13 @@ from __future__ import annotations
 import gc
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 import psutil
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.utils import ModulesToSaveWrapper
+from peft.utils.constants import SEQ_CLS_HEAD_NAMES
 from transformers import BitsAndBytesConfig
 from transformers.pytorch_utils import Conv1D
 
@@ -32,6 +33,13 @@ if TYPE_CHECKING:
     from lorafront.trainables.task import Task
 
 SHARE_OF_MEMORY = 1 / 8  # of the machine, for the bases that processes without a GPU keep between trials
+
+
+class Borrower(Protocol):
+    """Who has put adapters on a base."""
+
+    def set_aside(self) -> None:
+        """Take them off, because somebody else uses the base; put them on again when the base is asked for again."""
 
 
 class FrozenBase:
@@ -55,7 +63,7 @@ class FrozenBase:
         self.key = base_key(model, task, quantization, labels)
         self.task = task
         self.references: dict[Path, dict[str, float]] = {}  # evaluation of the bare base, by token file
-        self.borrower: object = None  # the packed engine whose adapters the model computes with
+        self.borrower: Borrower | None = None
         self.probes: dict[tuple[object, ...], Memory] = {}  # peak memory of trials, by all that has a size
         self.device = device()
         self.dtype = compute_dtype(quantization, self.device)
@@ -104,8 +112,28 @@ class FrozenBase:
         """Of everything that stays in memory."""
         return sum(tensor.untyped_storage().nbytes() for tensor in resident_tensors(self.model))
 
+    @property
+    def trained_heads(self) -> tuple[str, ...]:
+        """Modules that a trial trains in full: new ones, and those that PEFT adds for the task; matched as it does."""
+        added = SEQ_CLS_HEAD_NAMES if self.task.peft_type == "SEQ_CLS" else []
+        ends = (*self.new_modules, *added)
+        return tuple(name for name, _ in self.model.named_modules() if name.endswith(ends))
+
     def _is_head(self, name: str) -> bool:
         return any(name == head or name.startswith(f"{head}.") for head in head_modules(self.model))
+
+    def lend(self, to: Borrower | None) -> bool:
+        """Whose adapters the model computes with from now on; None is nobody's. True where it was not theirs before.
+
+        Raises:
+            RuntimeError: a trial of stock PEFT has it, which cannot be set aside.
+        """
+        if self.borrower is to:
+            return False
+        if self.borrower is not None:
+            self.borrower.set_aside()
+        self.borrower = to
+        return True
 
     def attach(self, config: TrialConfig) -> PeftModel:
         """Put a fresh adapter, and a fresh head where the base has none, on the base.
@@ -114,6 +142,7 @@ class FrozenBase:
             PEFT's model over the same weights.
         """
         lora = config.lora
+        self.lend(self)
         if lora.bias != "none":
             self._biases = {name: p.detach().clone() for name, p in self.model.named_parameters() if "bias" in name}
         arguments = lora_config(lora, config.targets, self.task.peft_type, config.model, self.new_modules)
@@ -151,6 +180,11 @@ class FrozenBase:
         self._biases = {}
         if hasattr(self.model, "peft_config"):
             del self.model.peft_config  # else PEFT warns that a second adapter is put on
+        self.borrower = None
+
+    def set_aside(self) -> None:
+        """Asked of whoever has borrowed it: a trial of stock PEFT keeps it until it is detached."""
+        raise RuntimeError("stock PEFT has put an adapter on this base; detach it first")
 
 
 def _roots(keys: Collection[str], model: PreTrainedModel) -> list[str]:

@@ -34,28 +34,24 @@ def site_keys(seeds_k: torch.Tensor, moments_k: torch.Tensor, sites_s: torch.Ten
     return _mix(_mix(_mix(seeds_k) + moments_k)[:, None] ^ sites_s)
 
 
-def thresholds(dropout_k: torch.Tensor) -> torch.Tensor:
-    """int16[k]: what a drawn number must reach to be kept, with that probability of being dropped.
-
-    Args:
-        dropout_k: float[k], at least 0 and below 1.
-    """
-    return ((dropout_k.double() * 2 * _HALF).round() - _HALF).clamp(max=_HALF - 1).to(torch.int16)
+def threshold(dropout: float) -> int:
+    """What a drawn 16-bit number must reach to be kept, with that probability, below 1, of being dropped."""
+    return min(_HALF - 1, round(dropout * 2 * _HALF) - _HALF)
 
 
-def keep(keys_k: torch.Tensor, thresholds_k: torch.Tensor, places_n: torch.Tensor, width: int) -> torch.Tensor:
-    """bool[k, n, w]: True where a value is kept; at a threshold of -32768 everywhere.
+def keep(keys_k: torch.Tensor, limits: torch.Tensor | int, places_n: torch.Tensor, width: int) -> torch.Tensor:
+    """bool[k, n, w]: True where a value is kept.
 
     Args:
         keys_k: int32[k].
-        thresholds_k: int16[k].
+        limits: `threshold` of all, or int16[k, 1, 1] of each.
         places_n: int32[n]; the same place draws the same whatever else there is.
         width: w.
     """
     words = (width + 1) // 2
     counter_nw = places_n[:, None] * words + torch.arange(words, dtype=torch.int32, device=places_n.device)
     drawn_knw = _mix(counter_nw * _STEP + keys_k[:, None, None]).view(torch.int16)
-    return (drawn_knw >= thresholds_k[:, None, None])[..., :width]
+    return (drawn_knw >= limits)[..., :width]
 
 
 def _mix(h: torch.Tensor) -> torch.Tensor:

@@ -73,6 +73,7 @@ def update(buckets: Sequence[Bucket], state: OptimizerState, rates: Rates, *, sc
     else:
         state.alive = go_k
     state.steps = state.steps + go_k
+    steps_k = state.steps.double()
     clipped_k = (rates.clip / (norm_k + CLIP_EPSILON)).clamp(max=1) / scale_k
     still_k, one_k = torch.zeros_like(norm_k), torch.ones_like(norm_k)
     vectors = torch.stack(
@@ -82,10 +83,10 @@ def update(buckets: Sequence[Bucket], state: OptimizerState, rates: Rates, *, sc
             torch.where(go_k, BETA_2, one_k),
             torch.where(go_k, 1 - BETA_2, still_k),
             torch.where(go_k, 1 - rates.learning * rates.decay, one_k),
-            torch.where(go_k, rates.learning / (1 - BETA_1**state.steps), still_k),
-            torch.where(go_k, (1 - BETA_2**state.steps).sqrt(), one_k),
+            torch.where(go_k, rates.learning / (1 - BETA_1**steps_k), still_k),
+            torch.where(go_k, (1 - BETA_2**steps_k).sqrt(), one_k),
         ]
-    )[..., None]
+    ).float()[..., None]
     start = 0
     for bucket in buckets:
         own = slice(start, start + len(bucket))
@@ -109,6 +110,8 @@ def _step(bucket: Bucket, vectors: torch.Tensor, left_out_k1: torch.Tensor) -> N
     gradient_kn, mean_kn, square_kn = bucket.trained
     gradient_kn.mul_(clip).masked_fill_(left_out_k1, 0)
     mean_kn.lerp_(gradient_kn, rise)
-    square_kn.mul_(keep).add_((gradient_kn * gradient_kn).mul_(square))
-    below_kn = square_kn.sqrt().div_(root).add_(EPSILON)
-    bucket.values.mul_(decay).sub_((mean_kn * rate).div_(below_kn))
+    scratch_kn = (gradient_kn * gradient_kn).mul_(square)  # the one buffer that a step needs beside its own
+    square_kn.mul_(keep).add_(scratch_kn)
+    torch.sqrt(square_kn, out=scratch_kn).div_(root).add_(EPSILON)
+    torch.div(mean_kn, scratch_kn, out=scratch_kn).mul_(rate)
+    bucket.values.mul_(decay).sub_(scratch_kn)

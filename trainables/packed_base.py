@@ -160,7 +160,7 @@ class PackedBase:
         self.linears: Final = linears
         self.groups: list[Group] = []
         self.groups = self._look(linears)
-        self._group_of = {one.name: group for group in self.groups for one in group.linears}
+        self.called: Final = {one.name: group for group in self.groups for one in group.linears}
 
     @property
     def fan_in_fan_out(self) -> bool:
@@ -170,7 +170,7 @@ class PackedBase:
     def open(self, compute: Callable[[Group, torch.Tensor], tuple[torch.Tensor, ...]]) -> None:
         """From now on the linears' outputs are those that `compute` gives for a group and its input."""
         for name, one in self.linears.items():
-            if name in self._group_of:
+            if name in self.called:
                 one.module.forward = partial(self._hand_over, name, compute)
 
     def close(self) -> None:
@@ -181,7 +181,7 @@ class PackedBase:
             group.forget()  # what a pass that broke off has left
 
     def _hand_over(self, name: str, compute: Any, x: torch.Tensor) -> torch.Tensor:
-        return self._group_of[name].output(name, x, compute)
+        return self.called[name].output(name, x, compute)
 
     @torch.no_grad()
     def _look(self, linears: dict[str, BaseLinear]) -> list[Group]:

@@ -21,7 +21,7 @@ from lorafront.trainables.keyed_random import keep
 if TYPE_CHECKING:
     from lorafront.trainables.packed_base import Group
 
-LEAST_RANK = 4
+ALIGNED = 8  # numbers: a matrix of 16-bit values begins at 16 bytes, as fast products want it
 
 
 @dataclass(frozen=True)
@@ -39,9 +39,9 @@ class Shape:
     dropout: bool
 
 
-def bucket_rank(rank: int) -> int:
-    """The next power of two, 4 at least."""
-    return max(LEAST_RANK, 1 << (rank - 1).bit_length())
+def bucket_rank(rank: int, least: int) -> int:
+    """The next power of two."""
+    return max(least, 1 << (rank - 1).bit_length())
 
 
 @dataclass(frozen=True)
@@ -88,19 +88,31 @@ class Layout:
                 self.b[one.name] = self._span((shape.rank, one.outputs))
         for name, size in heads:
             self.heads[name] = self._span((size[0], size[1] if len(size) > 1 else 1))
-        self.group_of: Final = {one.name: name for name, linears in self.stacked.items() for one in linears}
+        self._columns: Final = {
+            one.name: (name, shape.rank * place)
+            for name, linears in self.stacked.items()
+            for place, one in enumerate(linears)
+        }
         self.size: Final = self._end
 
     def _span(self, shape: tuple[int, int]) -> Span:
         span = Span(self._end, shape)
-        self._end = span.stop
+        self._end = -(-span.stop // ALIGNED) * ALIGNED
         return span
 
-    def parts(self, name: str, rank: int) -> tuple[tuple[str, slice, slice], tuple[str, slice, slice]]:
-        """Where A and B of one linear stand: (group or linear, rows, columns) in `a` and in `b`."""
-        group = self.group_of[name]
-        first = [one.name for one in self.stacked[group]].index(name) * self.shape.rank
-        return (group, slice(None), slice(first, first + rank)), (name, slice(rank), slice(None))
+    def __eq__(self, other: object) -> bool:
+        """Whether every matrix stands at the same place."""
+        if not isinstance(other, Layout):
+            return NotImplemented
+        return self.shape == other.shape and (self.a, self.b, self.heads) == (other.a, other.b, other.heads)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def adapter(self, flat_kn: torch.Tensor, place: int, name: str, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """([r, i], [o, r]): A and B of one linear of a trial, in PEFT's shapes; views."""
+        group, first = self._columns[name]
+        a_ir = self.a[group].of(flat_kn)[place][:, first : first + rank]
+        return a_ir.T, self.b[name].of(flat_kn)[place][:rank].T
 
 
 class Bucket:
@@ -109,18 +121,24 @@ class Bucket:
     Attributes:
         values: float32[k, n], what is trained.
         scales: float32[k, 1, g r] by group: alpha over rank of each linear; 0 where a trial does not adapt it.
+        partial: groups of which not every trial adapts every linear.
         gradients: float32[k, n]; None where nothing is trained.
         moments: float32[k, n] twice, the optimizer's averages of the gradient and of its square.
     """
 
-    def __init__(self, layout: Layout, values: torch.Tensor, scales: dict[str, torch.Tensor], dropout: Dropout) -> None:
-        """Args: layout: of values. values, scales: as above. dropout: of these slots."""
+    def __init__(
+        self,
+        layout: Layout,
+        values: torch.Tensor,
+        scales: dict[str, torch.Tensor],
+        partial: frozenset[str],
+        dropout: Dropout,
+    ) -> None:
+        """Args: layout: of values. values, scales, partial: as above. dropout: of these slots."""
         self.layout: Final = layout
         self.values: Final = values
         self.scales: Final = scales
-        self.unused: Final = {
-            name: scale == 0 if bool((scale == 0).any()) else None for name, scale in scales.items()
-        }  # asked once, not in every pass: it waits for the device
+        self.partial: Final = partial
         self.dropout: Final = dropout
         self.gradients: torch.Tensor | None = None
         self.moments: tuple[torch.Tensor, torch.Tensor] | None = None
@@ -141,20 +159,21 @@ class Bucket:
     def __len__(self) -> int:
         return self.values.shape[0]
 
-    def scaled_(self, s_ktr: torch.Tensor, group: str) -> torch.Tensor:
+    def scaled_(self, s_ktr: torch.Tensor, group: str, *, training: bool) -> torch.Tensor:
         """Inner products of a group, or their gradient, times alpha over rank; in place.
 
-        Where a trial does not adapt a linear they are 0 whatever was there.
+        While training also times what dropout grows the rest by: it is the same number for a whole trial, so it need
+        not touch the input. Where a trial does not adapt a linear they are 0 whatever was there.
         """
-        s_ktr.mul_(self.scales[group].to(s_ktr.dtype))
-        unused = self.unused[group]
-        return s_ktr if unused is None else s_ktr.masked_fill_(unused, 0)
+        scale = self.scales[group]
+        s_ktr.mul_(scale * self.dropout.grown if training and self.layout.shape.dropout else scale)
+        return s_ktr.masked_fill_(scale == 0, 0) if group in self.partial else s_ktr
 
     def only(self, places: list[int]) -> Bucket:
         """A copy of some of its trials, for evaluation."""
         chosen = torch.tensor(places, device=self.values.device)
         scales = {name: scale[chosen] for name, scale in self.scales.items()}
-        return Bucket(self.layout, self.values[chosen], scales, self.dropout)
+        return Bucket(self.layout, self.values[chosen], scales, self.partial, self.dropout)
 
     def as_type(self, dtype: torch.dtype) -> torch.Tensor:
         """[k, n], all values in another dtype; in the same memory each time."""
@@ -172,7 +191,7 @@ class Dropout:
     """Masks of a bucket's adapters.
 
     Attributes:
-        thresholds: int16[k].
+        thresholds: int16[k, 1, 1].
         grown: float32[k, 1, 1], what is kept is multiplied by it.
         keys: int32[k, sites] of the pass that runs.
         sites: name of a linear to its place in `keys`.
@@ -186,10 +205,6 @@ class Dropout:
     def kept(self, name: str, places_t: torch.Tensor, inputs: int) -> torch.Tensor:
         """bool[k, t, i]: the mask of one linear's adapters."""
         return keep(self.keys[:, self.sites[name]], self.thresholds, places_t, inputs)
-
-    def grow(self, x_kti: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
-        """The input, or the gradient of it: both are dropped and grown alike."""
-        return torch.where(kept, x_kti * self.grown.to(x_kti.dtype), 0)
 
 
 @dataclass

@@ -18,7 +18,7 @@ import torch
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from lorafront.trainables.keyed_random import keep, thresholds
+from lorafront.trainables.keyed_random import keep, threshold
 
 
 class DropoutCalls(TorchFunctionMode):
@@ -49,11 +49,10 @@ class Draws:
     def dropped(self, x: torch.Tensor, site: int, probability: float) -> torch.Tensor:
         """[k b, …] with masks of each slot's own; the same whatever the batch is padded to."""
         keys = self.keys[:, site]
-        limit = thresholds(torch.full((len(keys),), probability)).to(x.device)
         places = self._places(x.shape[0] // len(keys), x.shape[1:-1], x.device)
         # Attention weights are as wide as the batch is padded; drawn at their full width, they do not depend on it.
         width = max(x.shape[-1], self.longest) if x.dim() == 4 else x.shape[-1]  # noqa: PLR2004  # [k b, h, t, t]
-        kept = keep(keys, limit, places, width)[..., : x.shape[-1]].reshape(x.shape)
+        kept = keep(keys, threshold(probability), places, width)[..., : x.shape[-1]].reshape(x.shape)
         return torch.where(kept, x / (1 - probability), 0)
 
     def _places(self, rows: int, between: torch.Size, on: torch.device) -> torch.Tensor:

@@ -10,8 +10,8 @@ Shape legend: k slots, b rows of a slot in a pass, t tokens of the longest row.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, Final
 
 import psutil
@@ -62,7 +62,7 @@ class PackedEngine:
         torch.set_num_threads(config.threads)
         self.task: Final = task_named(config.task, config.code)
         self.base: Final[FrozenBase] = bases.get(config.model, self.task, config.lora.quantization, config.labels)
-        _set_free(self.base)
+        self.base.lend(None)
         self.data: Final[TokenData] = load_tokens(config.tokens)
         self.model: Final = self.base.model
         self.model.config.pad_token_id = self.data.pad_id  # a classifier on a decoder looks for the end of a row by it
@@ -71,16 +71,16 @@ class PackedEngine:
         self.longest: Final = max(
             int(rows.lengths.max()) for rows in (self.data.train, self.data.evaluation, *self.data.also.values())
         )
-        heads = tuple(self.base.new_modules)
         keep = self._small() if keep_dense is None else keep_dense
-        self.packed: Final = PackedBase(self.model, self.base.dtype, heads, keep=keep)
-        self.head: Final = PackedHead(self.model, heads, self.base.dtype)
+        self.packed: Final = PackedBase(self.model, self.base.dtype, self.base.trained_heads, keep=keep)
+        self.head: Final = PackedHead(self.base)
         self.rows: Final = packed_task(config.task, self.model)
         self.total_parameters: Final = PeftModel.get_nb_trainable_parameters(self.model)[1]
         self._sites = torch.tensor([word(name) for name in self.packed.linears], dtype=torch.int32).to(self.device)
         self._own_sites = self._base_sites()
         self._anchor = torch.zeros((), device=self.device, requires_grad=True)
         self._now = bare()
+        self._places_of: dict[tuple[int, int], torch.Tensor] = {}
         self._stack: Stack | None = None
         self._sessions: list[PackedSession] = []
 
@@ -97,25 +97,31 @@ class PackedEngine:
             goals: training rows since the beginning of each trial.
             interrupted: asked before each step.
         """
-        sessions = self._stacked(list(goals))
-        self._attach()
-        self.model.train()
         start = time.perf_counter()
-        try:
+        with self._whole(goals):
+            sessions = self._stacked(list(goals))
+            self._attach()
+            self.model.train()
             while all(one.rows_seen < rows for one, rows in goals.items()) and not interrupted():
                 self._step(sessions)
-        except BaseException:  # such as out of memory: every slot is as it was before the step
-            self.detach()
-            for session in sessions:
-                session.rewind()
-            raise
-        finally:
-            self._now = bare()
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         share = (time.perf_counter() - start) / max(1, len(sessions))
         for session in sessions:
             session.train_seconds += share
+
+    @contextmanager
+    def _whole(self, sessions: Iterable[PackedSession]) -> Iterator[None]:
+        """Whatever breaks off in the block, such as memory that runs out, leaves every slot as after its last step."""
+        try:
+            yield
+        except BaseException:
+            self._give_back()
+            for session in sessions:
+                session.rewind()
+            raise
+        finally:
+            self._now = bare()
 
     def evaluate(self, sessions: Sequence[PackedSession]) -> None:
         """Measure in shared passes; `evaluate` of each then gives its own."""
@@ -124,7 +130,8 @@ class PackedEngine:
             alike.setdefault(session.share, []).append(session)
         for share, members in alike.items():
             start = time.perf_counter()
-            found = self._quality(members, share)
+            with self._whole(members):
+                found = self._quality(members, share)
             seconds = (time.perf_counter() - start) / len(members)
             for session, quality in zip(members, found, strict=True):
                 session.quality, session.eval_seconds = quality, seconds
@@ -134,18 +141,26 @@ class PackedEngine:
         self._sessions = [one for one in self._sessions if one is not session]
         if self._stack is not None and session.slot in self._stack.slots:
             self.keep_counters()
-            self._stack = None  # the slots that stay keep their numbers, and are stacked again
+            self._stack = None  # the slots that stay find their numbers, and are stacked again
+        session.slot.drop()
 
     def keep_counters(self) -> None:
         """Give the slots what the optimizer counted."""
         if self._stack is not None:
             self._stack.keep_counters()
 
+    def unstack(self) -> None:
+        """The numbers of every slot are its own, until the next pass."""
+        self.keep_counters()
+        self._stack = None
+        for session in self._sessions:
+            session.slot.move_out()
+
     def close(self) -> None:
-        """Give the base back as it was."""
-        self._stack, self._sessions, self._now = None, [], bare()
-        if self.base.borrower is self:
-            self.detach()
+        """Give the base back as it was; the slots keep their numbers."""
+        self.unstack()
+        self._sessions, self._now = [], bare()
+        self._give_back()
 
     def references(self) -> dict[str, float]:
         """Evaluation before the first step: B is zero, so it is the base's own, once per base and data."""
@@ -153,7 +168,8 @@ class PackedEngine:
             return {}  # an untrained head says nothing
         known = self.base.references
         if self.config.tokens not in known:
-            known[self.config.tokens] = self._quality([], 1.0)[0]
+            with self._whole([]):
+                known[self.config.tokens] = self._quality([], 1.0)[0]
         return known[self.config.tokens]
 
     def _small(self) -> bool:
@@ -166,7 +182,11 @@ class PackedEngine:
         """int32[s]: a number for each call of a pass in which the base itself drops something."""
         was = self.model.training
         self.model.train()
-        with torch.no_grad(), DropoutCalls() as calls, torch.random.fork_rng([]):
+        with (
+            torch.no_grad(),
+            DropoutCalls() as calls,
+            torch.random.fork_rng([self.device] if self.device.type == "cuda" else []),
+        ):
             probe(self.model)
         self.model.train(was)
         names = [word(f"dropout {index}") for index in range(calls.count)]
@@ -177,28 +197,34 @@ class PackedEngine:
         wanted = {id(one.slot) for one in sessions}
         if self._stack is None or wanted != {id(slot) for slot in self._stack.slots}:
             self.keep_counters()
+            self._stack = None  # first: where memory runs out below, each slot still knows where its numbers are
+            for one in self._sessions:
+                if id(one.slot) not in wanted:
+                    one.slot.move_out()
             self._stack = Stack([one.slot for one in sessions], self.packed, self.head)
         by_slot = {id(one.slot): one for one in sessions}
         return [by_slot[id(slot)] for slot in self._stack.slots]
 
     def _attach(self) -> None:
         """From now on the model computes with the adapters of `self._now`; engines of one base use it in turns."""
-        if self.base.borrower is self:
+        if not self.base.lend(self):
             return
-        _set_free(self.base)
-        self.base.borrower = self
         self.packed.open(self._outputs)
         self.head.open(lambda: self._now, self._anchor)
         if self.config.training.gradient_checkpointing:
             self.model.gradient_checkpointing_enable({"use_reentrant": False})
 
-    def detach(self) -> None:
+    def _give_back(self) -> None:
+        if self.base.borrower is self:
+            self.base.lend(None)
+
+    def set_aside(self) -> None:
         """The model is as it was, until the next pass."""
         self.packed.close()
         self.head.close()
         if self.model.is_gradient_checkpointing:
             self.model.gradient_checkpointing_disable()
-        self.base.borrower = None
+            self.model.disable_input_require_grads()  # the hook that it left on the embedding
 
     def _outputs(self, group: Group, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
         found: tuple[torch.Tensor, ...] = GroupOfLinears.apply(x, self._anchor, group, self._now)  # type: ignore[no-untyped-call]
@@ -213,13 +239,13 @@ class PackedEngine:
         batches = [self._batch([one.next_rows() for one in sessions]) for _ in range(passes)]
         slots = len(sessions)
         targets_k = torch.stack([self.rows.targets(batch).view(slots, -1).sum(1) for batch in batches]).sum(0).clamp(1)
-        weights_k = (1 / targets_k).to(self.device) * stack.state.scale
+        weights_k = self._sent(1 / targets_k) * stack.state.scale
         losses_k = torch.zeros(slots, device=self.device)
         values = [bucket.as_type(self.base.dtype) for bucket in stack.buckets]
         sixteen_bit = self.base.dtype != torch.float32
         for index, batch in enumerate(batches):
-            on_device = {name: tensor.to(self.device, non_blocking=True) for name, tensor in batch.items()}
-            moments = torch.tensor([one.step * passes + index for one in sessions], dtype=torch.int32).to(self.device)
+            on_device = {name: self._sent(tensor) for name, tensor in batch.items()}
+            moments = self._sent(torch.tensor([one.step * passes + index for one in sessions], dtype=torch.int32))
             stack.draw(moments, self._sites)
             rows, tokens = batch["input_ids"].shape
             places = self._places(rows // slots, tokens)
@@ -244,18 +270,26 @@ class PackedEngine:
         asked = [
             [one.rates[one.step], one.config.lora.weight_decay, one.config.training.max_grad_norm] for one in sessions
         ]
-        return Rates(*torch.tensor(asked, dtype=torch.float32).to(self.device, non_blocking=True).unbind(1))
+        return Rates(*self._sent(torch.tensor(asked, dtype=torch.float32)).unbind(1))
+
+    def _sent(self, tensor: torch.Tensor) -> torch.Tensor:
+        """On the device, without waiting for what it computes."""
+        if self.device.type != "cuda":
+            return tensor
+        return tensor.pin_memory().to(self.device, non_blocking=True)
 
     def _places(self, rows: int, tokens: int) -> torch.Tensor:
         """int32[b t]: number of each token of a slot; the same whatever the batch is padded to."""
-        counted = torch.arange(rows, dtype=torch.int32)[:, None] * self.longest + torch.arange(
-            tokens, dtype=torch.int32
-        )
-        return counted.flatten().to(self.device)
+        known = self._places_of
+        if (rows, tokens) not in known:
+            row_b, token_t = (torch.arange(size, dtype=torch.int32, device=self.device) for size in (rows, tokens))
+            known[rows, tokens] = (row_b[:, None] * self.longest + token_t).flatten()
+        return known[rows, tokens]
 
     def _calls(self, stack: Stack, moments: torch.Tensor) -> Any:
         """A context for the forward pass; none where the model's code computes everything as it is."""
-        wide = self.device.type == "cpu" and self.base.dtype != torch.float32
+        recomputed = self.config.training.gradient_checkpointing  # outside of this context: it has to do the same
+        wide = self.device.type == "cpu" and self.base.dtype != torch.float32 and not recomputed
         draws = Draws(stack.keys(moments, self._own_sites), self.longest) if len(self._own_sites) else None
         return PackedCalls(draws, wide_attention=wide) if wide or draws else nullcontext()
 
@@ -292,7 +326,6 @@ class PackedEngine:
                 for metrics, sums in zip(found, self._tally(rows.part(share), now.slots), strict=True):
                     measured = self.task.metrics(sums)
                     metrics.update({f"eval_{name}_loss": measured["eval_loss"]} if name else measured)
-        self._now = bare()
         place = {id(session): index for index, session in enumerate(ordered)}
         return [found[place[id(session)]] for session in sessions] or found
 
@@ -305,12 +338,6 @@ class PackedEngine:
         for start in range(0, len(order), size):
             batch = self._repeated(rows, order[start : start + size], slots)
             tallied = self.rows.tally({name: tensor.to(self.device) for name, tensor in batch.items()})
-            sums.append(tallied.view(slots, -1, tallied.shape[1]).sum(1).cpu())
+            sums.append(tallied.view(slots, -1, tallied.shape[1]).sum(1))
             heartbeat.beat()
-        return torch.stack(sums).sum(0)
-
-
-def _set_free(base: FrozenBase) -> None:
-    """Whoever uses the base takes off what it has put on."""
-    if isinstance(base.borrower, PackedEngine):
-        base.borrower.detach()
+        return torch.stack(sums).sum(0).cpu()

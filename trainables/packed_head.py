@@ -1,4 +1,4 @@
-"""A new head that each trial of a pack trains in full, such as that of a classifier: linear modules, a copy per slot.
+"""The head that each trial of a pack trains in full, such as that of a classifier: linear modules, a copy per slot.
 
 Shape legend: k slots of a bucket (K of the whole pass), t rows of a slot, i inputs, o outputs.
 """
@@ -11,36 +11,34 @@ from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
-from lorafront.trainables.packed_base import NotPackable
+from lorafront.trainables.frozen_base import head_spread, initial_head
+from lorafront.trainables.packed_base import NotPackable, within
 from lorafront.trainables.packed_lora import by_slot
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
+    from lorafront.trainables.frozen_base import FrozenBase
     from lorafront.trainables.packed_bucket import Pass
 
 
 class PackedHead:
-    """The linear modules of a new head, each with a weight and a bias per slot."""
+    """The linear modules of a head, each with a weight and a bias per slot."""
 
-    def __init__(self, model: PreTrainedModel, heads: tuple[str, ...], dtype: torch.dtype) -> None:
+    def __init__(self, base: FrozenBase) -> None:
         """Find them.
 
         Args:
-            model: the base.
-            heads: modules that are trained in full.
-            dtype: that the base computes in.
+            base: with its model.
 
         Raises:
             NotPackable: a head has parameters that are not those of a linear module.
         """
-        self.dtype: Final = dtype
-        self._heads = heads
+        self.dtype: Final = base.dtype
+        self._heads, self._new, model = base.trained_heads, tuple(base.new_modules), base.model
+        self._spread = head_spread(model.config)
         self.modules: Final = {
             name: module
             for name, module in model.named_modules()
-            if any(name == head or name.startswith(f"{head}.") for head in heads)
-            and list(module.parameters(recurse=False))
+            if within(name, self._heads) and list(module.parameters(recurse=False))
         }
         for name, module in self.modules.items():
             if type(module) is not torch.nn.Linear:
@@ -56,10 +54,16 @@ class PackedHead:
             for kind, parameter in module.named_parameters()
         ]
 
-    def peft_name(self, name: str) -> str:
-        """How PEFT calls one of the parameters in a model: with its wrapper around the whole head."""
-        head = next(head for head in self._heads if name.startswith(f"{head}."))
-        return f"base_model.model.{head}.modules_to_save.default{name.removeprefix(head)}"
+    def fresh(self, seed: int) -> dict[str, torch.Tensor]:
+        """float32: what a trial begins with, by name; drawn where the base has none, else the base's own."""
+        found = {}
+        for name, shape in self.parameters():
+            own = self.modules[name.rpartition(".")[0]].get_parameter(name.rpartition(".")[2])
+            head = next(head for head in self._heads if within(name, (head,)))
+            peft_name = f"base_model.model.{head}.modules_to_save.default{name.removeprefix(head)}"
+            drawn = initial_head(seed, peft_name, shape, self._spread) if within(name, self._new) else own.detach()
+            found[name] = drawn.to(own.device, self.dtype).float()
+        return found
 
     def open(self, now: Callable[[], Pass], anchor: torch.Tensor) -> None:
         """From now on the modules compute with the slots' own weights."""

@@ -55,8 +55,11 @@ class GroupOfLinears(torch.autograd.Function):
         gy = {one.name: gradient.to(dtype).contiguous() for one, gradient in zip(group.linears, gradients, strict=True)}
         gx = None
         if ctx.needs_input_grad[0]:
-            first, *others = (one.input_gradient(gy[one.name].view(-1, one.outputs)) for one in group.linears)
-            gx = by_slot(sum(others, start=first), now)
+            first, *others = group.linears
+            gx = first.input_gradient(gy[first.name].view(-1, first.outputs))
+            for one in others:
+                gx += one.input_gradient(gy[one.name].view(-1, one.outputs))
+            gx = by_slot(gx, now)
         left = iter(inner)
         for part in now.parts():
             linears = part.bucket.layout.stacked[group.name]
@@ -78,12 +81,12 @@ def _inner(x_kti: torch.Tensor, part: Part, group: str, linears: Sequence[BaseLi
     a_kir, dropout = part.a(group), part.bucket.dropout
     if now.training and part.bucket.layout.shape.dropout:
         places_t = now.numbered(x_kti.shape[1])
-        dropped = (dropout.grow(x_kti, dropout.kept(one.name, places_t, x_kti.shape[2])) for one in linears)
+        dropped = (torch.where(dropout.kept(one.name, places_t, x_kti.shape[2]), x_kti, 0) for one in linears)
         own = torch.split(a_kir, part.bucket.layout.shape.rank, dim=2)
         s_ktr = _joined([torch.bmm(x, a) for x, a in zip(dropped, own, strict=True)])
     else:
         s_ktr = torch.bmm(x_kti, a_kir)
-    return part.bucket.scaled_(s_ktr, group)
+    return part.bucket.scaled_(s_ktr, group, training=now.training)
 
 
 def _add(y_kto: torch.Tensor, s_ktr: torch.Tensor, b_kro: torch.Tensor, *, rounded: bool) -> None:
@@ -109,7 +112,7 @@ def _backward_of_b(
     for one, s, gy in zip(linears, torch.split(s_ktr, layout.shape.rank, dim=2), gy_kto, strict=True):
         now.write(layout.b[one.name].of(part.bucket.trained[0]), torch.bmm(s.mT, gy))
         found.append(torch.bmm(gy, part.b(one.name).mT))
-    return part.bucket.scaled_(_joined(found), group)
+    return part.bucket.scaled_(_joined(found), group, training=True)
 
 
 def _backward_of_a(
@@ -133,9 +136,9 @@ def _backward_of_a(
     parts = (torch.split(tensor, shape.rank, dim=2) for tensor in (ga_kir, gs_ktr, a_kir))
     for one, ga, gs, a in zip(linears, *parts, strict=True):
         kept = dropout.kept(one.name, places_t, x_kti.shape[2])
-        now.write(ga, torch.bmm(dropout.grow(x_kti, kept).mT, gs))
+        now.write(ga, torch.bmm(torch.where(kept, x_kti, 0).mT, gs))
         if gx_kti is not None:
-            gx_kti += dropout.grow(torch.bmm(gs, a.mT), kept)
+            gx_kti += torch.where(kept, torch.bmm(gs, a.mT), 0)
 
 
 def _joined(parts: Sequence[torch.Tensor]) -> torch.Tensor:

@@ -8,12 +8,51 @@ Shape legend: n targets of all slots, h hidden size, v vocabulary, c targets of 
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 CHUNK_BYTES = 2**26  # of float32 logits at once
-LEAST_CHUNK = 128
+LEAST_CHUNK = 512  # fewer read the output layer more often than they compute with it
+
+
+@dataclass(frozen=True)
+class OutputLayer:
+    """The last linear module, and what some models do to its outputs.
+
+    Attributes:
+        linear: frozen.
+        scale: that they are multiplied by.
+        cap: they are squeezed between minus and plus so much by tanh; 0 is none.
+    """
+
+    linear: torch.nn.Linear
+    scale: float = 1.0
+    cap: float = 0.0
+
+    @classmethod
+    def of(cls, model: PreTrainedModel) -> OutputLayer | None:
+        """As its config says; None where the output layer is no linear module."""
+        config, found = model.config.get_text_config(), model.get_output_embeddings()
+        if type(found) is not torch.nn.Linear:
+            return None
+        scale = getattr(config, "logit_scale", None) or 1 / (getattr(config, "logits_scaling", None) or 1)
+        return cls(found, float(scale), float(getattr(config, "final_logit_softcapping", None) or 0))
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """[…, v] in the model's dtype."""
+        found: torch.Tensor = self.linear(hidden)
+        if self.scale != 1:
+            found = found * self.scale
+        return torch.tanh(found / self.cap) * self.cap if self.cap else found
+
+    def slope(self, logits: torch.Tensor) -> torch.Tensor | float:
+        """Derivative of the logits by the outputs of the linear module."""
+        return self.scale * (1 - (logits / self.cap) ** 2) if self.cap else self.scale
 
 
 class TokenLoss(torch.autograd.Function):
@@ -21,22 +60,24 @@ class TokenLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden_nh: torch.Tensor, head: torch.nn.Linear, targets_n: torch.Tensor, weights_n: torch.Tensor
+        ctx: Any, hidden_nh: torch.Tensor, head: OutputLayer, targets_n: torch.Tensor, weights_n: torch.Tensor
     ) -> torch.Tensor:
         """Compute the losses, and where it is asked for what backward will need.
 
         Args:
             ctx: torch's.
             hidden_nh: the states before the output layer.
-            head: the output layer, frozen.
+            head: the output layer.
             targets_n: int64, the tokens that follow.
             weights_n: float32, what each loss will be multiplied by; so gradients of 16 bits are rounded as they are
                 where the loss is scaled before it.
         """
         losses_n = torch.empty(len(targets_n), dtype=torch.float32, device=hidden_nh.device)
         gradient_nh = torch.empty_like(hidden_nh) if ctx.needs_input_grad[0] else None
-        for own in chunks(len(targets_n), head.weight.shape[0]):
-            powers_cv = head(hidden_nh[own]).float()
+        weight_vh = head.linear.weight
+        for own in chunks(len(targets_n), len(weight_vh)):
+            powers_cv = head.logits(hidden_nh[own]).float()
+            slope_cv = head.slope(powers_cv)
             target_c1 = targets_n[own, None]
             powers_cv -= powers_cv.amax(dim=1, keepdim=True)
             meant_c = powers_cv.gather(1, target_c1)[:, 0]
@@ -45,7 +86,8 @@ class TokenLoss(torch.autograd.Function):
             if gradient_nh is not None:
                 powers_cv *= (weights_n[own] / sum_c)[:, None]
                 powers_cv.scatter_add_(1, target_c1, -weights_n[own, None])
-                gradient_nh[own] = powers_cv.to(head.weight.dtype) @ head.weight
+                powers_cv *= slope_cv
+                gradient_nh[own] = powers_cv.to(weight_vh.dtype) @ weight_vh
         ctx.gradient = gradient_nh
         return losses_n
 

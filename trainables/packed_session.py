@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from transformers import get_scheduler
 
 from lorafront.trainables.data import row_order
-from lorafront.trainables.frozen_base import head_spread, lora_config
+from lorafront.trainables.frozen_base import lora_config
 from lorafront.trainables.models import dtype_name
 from lorafront.trainables.packed_adamw import FIRST_SCALE
 from lorafront.trainables.packed_slot import MEAN, SQUARE, VALUES, Numbers, Slot
@@ -46,7 +46,7 @@ class PackedSession:
         self.engine: Final = engine
         self.config: Final = config
         first_scale = FIRST_SCALE if engine.base.dtype == torch.float16 else 1.0
-        self.slot: Final = Slot(config, engine.packed, engine.head, first_scale, head_spread(engine.model.config))
+        self.slot: Final = Slot(config, engine.packed, engine.head, first_scale)
         self.total_steps: Final = -(-config.rows // config.rows_per_step)
         self.rates: Final = _rates(config, self.total_steps)
         self.step = 0
@@ -153,6 +153,7 @@ class PackedSession:
 
     def load(self, folder: Path) -> None:
         """Continue from what `save` wrote, or `PeftSession.save`."""
+        self.engine.unstack()
         position = json.loads((folder / STATE).read_text(encoding="utf-8"))
         stored, state = load_file(folder / ADAPTER / ADAPTER_FILE), load_file(folder / OPTIMIZER)
         numbers, counters = self.slot.numbers, self.slot.counters

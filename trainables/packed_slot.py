@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Final
 
 import torch
 
-from lorafront.trainables.frozen_base import initial_a, initial_head
-from lorafront.trainables.keyed_random import site_keys, thresholds, word
+from lorafront.trainables.frozen_base import initial_a
+from lorafront.trainables.keyed_random import site_keys, threshold, word
 from lorafront.trainables.packed_adamw import OptimizerState
+from lorafront.trainables.packed_base import NotPackable
 from lorafront.trainables.packed_bucket import Bucket, Dropout, Layout, Shape, bucket_rank
 
 if TYPE_CHECKING:
@@ -53,19 +54,24 @@ class Slot:
         names: of its parameters as in an adapter file, in the order in which PEFT has them.
     """
 
-    def __init__(self, config: TrialConfig, base: PackedBase, head: PackedHead, scale: float, spread: float) -> None:
-        """A fresh adapter: A is drawn, B is zero, a head is drawn.
+    def __init__(self, config: TrialConfig, base: PackedBase, head: PackedHead, scale: float) -> None:
+        """A fresh adapter: A is drawn, B is zero, the head as `PackedHead.fresh` says.
 
         Args:
             config: the trial.
             base: what it adapts.
             head: what it trains in full.
             scale: of the loss at first; 1 where it is not scaled.
-            spread: standard deviation of a new head's weights.
+
+        Raises:
+            NotPackable: it adapts a module that the model does not call in a pass.
         """
         self.config: Final = config
         self.head: Final = head
         self.linears: Final = [name for name in base.order if name in base.linears and _is_target(name, config.targets)]
+        uncalled = [name for name in self.linears if name not in base.called]
+        if uncalled:
+            raise NotPackable(f"the model does not call {', '.join(uncalled)} as modules")
         self.names: Final = _names(self.linears, head, base)
         self._stack: tuple[Bucket, int] | None = None
         on = base.model.device
@@ -77,9 +83,7 @@ class Slot:
             self._own[VALUES][f"{PREFIX}{name}.lora_B.weight"] = torch.zeros(
                 linear.outputs, config.lora.rank, device=on
             )
-        for name, shape in head.parameters():
-            drawn = initial_head(config.seed, head.peft_name(name), shape, spread)
-            self._own[VALUES][f"{PREFIX}{name}"] = drawn.to(head.dtype).float().to(on)
+        self._own[VALUES] |= {f"{PREFIX}{name}": value for name, value in head.fresh(config.seed).items()}
         for kind in (MEAN, SQUARE):
             self._own[kind] = {name: torch.zeros_like(value) for name, value in self._own[VALUES].items()}
         self.counters = Counters(
@@ -101,9 +105,8 @@ class Slot:
     def _views(self, layout: Layout, flat_kn: torch.Tensor, place: int) -> Numbers:
         found: Numbers = {}
         for name in self.linears:
-            (group, _, columns), (_, rows, _) = layout.parts(name, self.config.lora.rank)
-            found[f"{PREFIX}{name}.lora_A.weight"] = layout.a[group].of(flat_kn)[place][:, columns].T
-            found[f"{PREFIX}{name}.lora_B.weight"] = layout.b[name].of(flat_kn)[place][rows].T
+            a_ri, b_or = layout.adapter(flat_kn, place, name, self.config.lora.rank)
+            found |= {f"{PREFIX}{name}.lora_A.weight": a_ri, f"{PREFIX}{name}.lora_B.weight": b_or}
         for name, shape in self.head.parameters():
             found[f"{PREFIX}{name}"] = layout.heads[name].of(flat_kn)[place].reshape(shape)
         return found
@@ -114,17 +117,34 @@ class Slot:
         On a CPU adapters of one bucket adapt the same modules, because there the zeros of the others take time; on a
         GPU a call takes longer than they do.
         """
-        targets = frozenset(self.linears) if on.type == "cpu" else frozenset[str]()
-        return Shape(bucket_rank(self.config.lora.rank), targets, self.config.lora.dropout > 0)
+        rank = self.config.lora.rank
+        if on.type == "cpu":
+            return Shape(bucket_rank(rank, 4), frozenset(self.linears), self.config.lora.dropout > 0)
+        return Shape(bucket_rank(rank, 8), frozenset(), self.config.lora.dropout > 0)
 
-    def moved_to(self, bucket: Bucket, place: int) -> None:
+    def move(self, bucket: Bucket, place: int) -> None:
         """Its numbers are copied to a place in a bucket, and are views of it from now on."""
         flats = (bucket.values, *bucket.trained[1:])
-        for kind, flat in zip(KINDS, flats, strict=True):
-            numbers = self.numbers[kind]
-            for name, view in self._views(bucket.layout, flat, place).items():
-                view.copy_(numbers[name])
+        if self._stack is not None and self._stack[0].layout == bucket.layout:
+            before, row = self._stack
+            for old, new in zip((before.values, *before.trained[1:]), flats, strict=True):
+                new[place] = old[row]
+        else:
+            for kind, flat in zip(KINDS, flats, strict=True):
+                numbers = self.numbers[kind]
+                for name, view in self._views(bucket.layout, flat, place).items():
+                    view.copy_(numbers[name])
         self._stack, self._own = (bucket, place), {}
+
+    def move_out(self) -> None:
+        """Its numbers are its own again, and keep no bucket alive."""
+        if self._stack is not None:
+            copies = {kind: {n: v.clone() for n, v in found.items()} for kind, found in self.numbers.items()}
+            self._stack, self._own = None, copies
+
+    def drop(self) -> None:
+        """Nobody will ask for its numbers."""
+        self._stack, self._own = None, {kind: {} for kind in KINDS}
 
 
 class Stack:
@@ -190,23 +210,25 @@ def _bucket(shape: Shape, slots: list[Slot], base: PackedBase, head: PackedHead)
     if not shape.targets:
         adapted = frozenset(one.name for group in groups for one in group.linears)
     layout = Layout(Shape(shape.rank, adapted, shape.dropout), base.groups, head.parameters())
-    scales = {}
+    scales, partial = {}, set()
     for name, linears in layout.stacked.items():
-        rows = [[_scaling(slot, one.name) for one in linears for _ in range(shape.rank)] for slot in slots if linears]
-        if rows:
-            scales[name] = torch.tensor(rows, dtype=torch.float32).to(on)[:, None]
-    dropped = torch.tensor([slot.config.lora.dropout for slot in slots])
+        rows = [[_scaling(slot, one.name) for one in linears] for slot in slots]
+        if linears:
+            scales[name] = torch.tensor(rows).repeat_interleave(shape.rank, dim=1).to(on)[:, None]
+        if any(0.0 in row for row in rows):
+            partial.add(name)
+    dropped = [slot.config.lora.dropout for slot in slots]
     sites = {name: place for place, name in enumerate(base.linears)}
     dropout = Dropout(
-        thresholds(dropped).to(on),
-        (1 / (1 - dropped))[:, None, None].to(on),
+        torch.tensor([[[threshold(share)]] for share in dropped], dtype=torch.int16).to(on),
+        torch.tensor([[[1 / (1 - share)]] for share in dropped]).to(on),
         sites,
         torch.zeros(0, dtype=torch.int32),
     )
-    bucket = Bucket(layout, torch.zeros(count, layout.size, device=on), scales, dropout)
+    bucket = Bucket(layout, torch.zeros(count, layout.size, device=on), scales, frozenset(partial), dropout)
     bucket.start_training((torch.zeros_like(bucket.values), torch.zeros_like(bucket.values)))
     for place, slot in enumerate(slots):
-        slot.moved_to(bucket, place)
+        slot.move(bucket, place)
     return bucket
 
 

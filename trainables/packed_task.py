@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy, pad
 
 from lorafront.trainables.causal_lm import IGNORE
 from lorafront.trainables.packed_base import NotPackable, evaluating, probe
-from lorafront.trainables.packed_loss import TokenLoss
+from lorafront.trainables.packed_loss import OutputLayer, TokenLoss
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -42,13 +42,13 @@ class PackedCausalLM:
     def __init__(self, model: PreTrainedModel) -> None:
         """Find out whether the logits are those of the output layer on the last hidden state, and nothing else."""
         self._model = model
-        head = model.get_output_embeddings()
-        self._head: Any = head if type(head) is torch.nn.Linear and self._is_all(head) else None
+        head = OutputLayer.of(model)
+        self._head = head if head is not None and self._is_all(head) else None
 
-    def _is_all(self, head: torch.nn.Linear) -> bool:
+    def _is_all(self, head: OutputLayer) -> bool:
         with evaluating(self._model):
             hidden = probe(self._model.base_model).last_hidden_state
-            return torch.equal(head(hidden), probe(self._model).logits)
+            return torch.equal(head.logits(hidden), probe(self._model).logits)
 
     def prepared(self, batch: Batch) -> Batch:
         """With `where`, int64[n]: the tokens, all rows on end, that are followed by a target, and `targets`."""

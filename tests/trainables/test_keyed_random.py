@@ -7,14 +7,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lorafront.trainables.keyed_random import keep, site_keys, thresholds, word
+from lorafront.trainables.keyed_random import keep, site_keys, threshold, word
 
 
 def drawn(seed: int, step: int, site: str, dropout: float, rows: int, width: int, first: int = 0) -> torch.Tensor:
     """bool[rows, width]: one slot's mask."""
     numbers = [torch.tensor([number], dtype=torch.int32) for number in (word(str(seed)), step, word(site))]
     places = torch.arange(first, first + rows, dtype=torch.int32)
-    return keep(site_keys(*numbers)[:, 0], thresholds(torch.tensor([dropout])), places, width)[0]
+    return keep(site_keys(*numbers)[:, 0], threshold(dropout), places, width)[0]
 
 
 @given(seed=st.integers(0, 2**20), step=st.integers(0, 10**6), dropout=st.sampled_from([0.01, 0.05, 0.1, 0.5, 0.9]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import weakref
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,12 +19,12 @@ from safetensors.torch import load_file
 from support import lora
 
 from lorafront.spaces import modules
-from lorafront.trainables import packed_lora
+from lorafront.trainables import packed_lora, packed_slot
 from lorafront.trainables.config import ModelConfig, TrainingConfig, TrialConfig
 from lorafront.trainables.data import TokenData, TokenRows, store
 from lorafront.trainables.evaluate import tally
 from lorafront.trainables.frozen_base import BaseCache
-from lorafront.trainables.keyed_random import keep, site_keys, thresholds, word
+from lorafront.trainables.keyed_random import keep, site_keys, threshold, word
 from lorafront.trainables.model_facts import model_facts
 from lorafront.trainables.models import load_config
 from lorafront.trainables.packed_engine import PackedEngine
@@ -136,7 +137,7 @@ class Replayed(torch.nn.Module):
             places = (places + torch.arange(x.shape[1], dtype=torch.int32)).flatten()
         else:
             places = torch.arange(x.shape[0], dtype=torch.int32)
-        kept = keep(site_keys(*numbers)[:, 0], thresholds(torch.tensor([lora.dropout])), places, x.shape[-1])
+        kept = keep(site_keys(*numbers)[:, 0], threshold(lora.dropout), places, x.shape[-1])
         return torch.where(kept.view(x.shape), x / (1 - lora.dropout), 0)
 
 
@@ -216,6 +217,21 @@ def test_float16_scales_each_trials_loss(places: dict[str, Place]) -> None:
     configs = [place.trial(**changes, quantization="fp16") for changes in MIXED]
     for config, found in zip(configs, packed(place, configs), strict=True):
         assert found.measured["eval_loss"] == pytest.approx(stock(place, config).measured["eval_loss"], abs=0.002)
+
+
+@pytest.mark.parametrize("quantization", ["bf16", "nf4"])
+def test_recomputed_activations_of_16_bits_are_those_of_the_forward_pass(
+    places: dict[str, Place], quantization: str
+) -> None:
+    """Gradient checkpointing changes no loss but by rounding, engine after engine, and leaves no hook behind."""
+    place = places["llama"]
+    found = [
+        packed(place, [place.trial(quantization=quantization, training={"gradient_checkpointing": on})])[0].losses
+        for on in (False, True, True)
+    ]
+    assert found[1] == found[2] == pytest.approx(found[0], rel=1e-3)
+    base = PackedEngine(place.trial(quantization=quantization), place.bases).base
+    assert not base.model.get_input_embeddings()._forward_hooks
 
 
 @pytest.mark.parametrize(("checkpointing", "dropout"), [(False, 0.1), (True, 0.0)])
@@ -444,3 +460,96 @@ def test_a_pass_that_breaks_off_leaves_every_slot_as_it_was(
     losses = [torch.stack(session._losses).tolist() for session in sessions[:2]]
     engine.close()
     assert losses == [found.losses for found in whole[:2]]
+
+
+def test_memory_that_runs_out_while_one_joins_costs_the_others_nothing(
+    places: dict[str, Place], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those that were there go on from where they were, with the newcomer gone."""
+    place = places["llama"]
+    configs = [place.trial(**changes) for changes in MIXED[:2]]
+    whole = packed(place, configs)
+    engine = PackedEngine(configs[0], place.bases)
+    sessions = [engine.open(config) for config in configs]
+    engine.train(dict.fromkeys(sessions, 6))
+    new = engine.open(place.trial(rank=64))
+    made = iter(range(100))
+
+    def full(*arguments: Any) -> Any:
+        if next(made) == 1:
+            raise MemoryError
+        return stack_bucket(*arguments)
+
+    stack_bucket = packed_slot._bucket
+    with monkeypatch.context() as patch:
+        patch.setattr(packed_slot, "_bucket", full)
+        with pytest.raises(MemoryError):
+            engine.train({**dict.fromkeys(sessions, 12), new: 6})
+    new.close()
+    engine.train(dict.fromkeys(sessions, 12))
+    found = [torch.stack(one._losses).tolist() for one in sessions]
+    engine.close()
+    assert found == [one.losses for one in whole]
+
+
+def test_stock_peft_and_packs_do_not_mix_on_one_base(places: dict[str, Place]) -> None:
+    """A pack is set aside while stock PEFT trains, and goes on after it; during it, it is refused."""
+    place = places["llama"]
+    config = place.trial()
+    (whole,) = packed(place, [config])
+    engine = PackedEngine(config, place.bases)
+    session = engine.open(config)
+    session.train(6)
+    alone = open_session(place.trial(seed=3), place.bases)
+    alone.train(6)
+    with pytest.raises(RuntimeError, match="detach it first"):
+        session.train(12)
+    alone.close()
+    session.train(12)
+    assert torch.stack(session._losses).tolist() == whole.losses
+    engine.close()
+
+
+def test_a_session_takes_back_an_earlier_state(places: dict[str, Place], tmp_path: Path) -> None:
+    """Loading into a slot that trains brings back its numbers, moments and counts; its mate does not notice."""
+    place = places["llama"]
+    configs = [place.trial(**changes) for changes in MIXED[:2]]
+    whole = packed(place, configs)
+    engine = PackedEngine(configs[0], place.bases)
+    one, mate = (engine.open(config) for config in configs)
+    engine.train({one: 4, mate: 4})
+    one.save(tmp_path)
+    engine.train({one: 8})
+    one.load(tmp_path)
+    engine.train({one: 12, mate: 12})
+    assert [torch.stack(session._losses).tolist() for session in (one, mate)] == [found.losses for found in whole]
+    engine.close()
+
+
+def test_a_slot_that_left_keeps_no_memory(places: dict[str, Place]) -> None:
+    """Of trials that end one after another, only those that train have numbers in memory."""
+    place = places["llama"]
+    engine = PackedEngine(place.trial(), place.bases)
+    sessions = [engine.open(place.trial(rank=8)) for _ in range(4)]
+    buckets = []
+    for rows in (2, 4, 6, 8):
+        engine.train(dict.fromkeys(sessions, rows))
+        buckets += [weakref.ref(bucket) for bucket in engine._stack.buckets]
+        if len(sessions) > 1:
+            sessions.pop().close()
+    assert [bucket() is None for bucket in buckets] == [True, True, True, False]
+    engine.close()
+
+
+@pytest.mark.parametrize("family", ["bert", "distilbert", "llama classifier"])
+def test_a_head_that_the_base_already_has_is_trained_on(family: str, files: dict[str, Path], tmp_path: Path) -> None:
+    """A classifier that was trained before goes on with its own head, as with stock PEFT."""
+    from transformers import AutoModelForSequenceClassification
+
+    without_dropout(family, tmp_path)
+    torch.manual_seed(0)
+    AutoModelForSequenceClassification.from_pretrained(tmp_path, num_labels=2).save_pretrained(tmp_path)
+    place = Place(family, ModelConfig(name=str(tmp_path)), files, BaseCache())
+    configs = [place.trial(rank=4), place.trial(rank=16, modules="all-linear")]
+    for config, found in zip(configs, packed(place, configs), strict=True):
+        assert_equal(found, stock(place, config))
