@@ -15,9 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from lorafront.search.front import front_of, undominated
-from lorafront.search.retries import OUT_OF_MEMORY
 from lorafront.search.study_table import StudyTable, TrialRecord
-from lorafront.trainables.outcome import Outcome
+from lorafront.trainables.outcome import OUT_OF_MEMORY, Outcome
 from lorafront.trainables.trial import Report
 from lorafront.trainables.witness import CKPT, FINAL, START
 

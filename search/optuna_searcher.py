@@ -18,13 +18,13 @@ from lorafront.search.packs import Need, Packs
 from lorafront.search.placement import ANYWHERE, Placement, Seat
 from lorafront.search.progress import Observer, last_line
 from lorafront.search.ray_trainable import JOIN, LEAVE, MEASURE, MEASURED, REPORTS, RESOURCES
-from lorafront.search.retries import OUT_OF_MEMORY, again
+from lorafront.search.retries import again
 from lorafront.search.stopping import Never, StoppingRule
 from lorafront.search.study import WRITE_ERRORS, StudyLedger
 from lorafront.search.trial_queue import TrialQueue
 from lorafront.spaces.lora import LoraConfiguration
 from lorafront.trainables.fault_points import reached
-from lorafront.trainables.outcome import Outcome
+from lorafront.trainables.outcome import OUT_OF_MEMORY, Outcome
 from lorafront.trainables.trial import Report
 
 LOST = Report(0, {}, Outcome.INFRA_LOST, "the worker process died")

@@ -18,7 +18,7 @@ NOT_PACKABLE, ERROR = "not_packable", "NotPackable: "  # how an end is counted, 
 
 
 def again(ledger: StudyLedger, number: int, report: Report, rows: int) -> str:
-    """How `StudyLedger.count_end` counts the end of a trial that is run again after so many rows; empty where it is not.
+    """How `StudyLedger.count_end` counts the end of a trial that is run again after so many rows; empty where not.
 
     What an engine of packs turns out not to be able to train is run once more, by stock PEFT.
     """

@@ -57,7 +57,8 @@ def run_search(
         observer: hears of every trial; none is silence.
         text: the file as the user wrote it; none writes the resolved one.
         near: folder of the search file, where its paths may start; none is the current folder.
-        engine: `process`, or `toy` for a run without torch (`slow-toy`: one that lasts).
+        engine: `process` is what the file says; `toy` is a run without torch (`slow-toy`: one that lasts), one trial
+            in each worker, `toy-packed` and `slow-toy-packed` in packs.
         devices: to place trials on as if they were there; none is what there is.
 
     Raises:

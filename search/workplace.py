@@ -12,12 +12,13 @@ from lorafront.search.oom_kills import KernelKills
 from lorafront.search.optuna_searcher import Workplace
 from lorafront.search.packs import Need
 from lorafront.search.ray_trainable import CONFIG, ENGINE, FOLDER, KNOWN, NUMBER, ORDERS, TOY_PACKS
-from lorafront.search.retries import OUT_OF_MEMORY, last_chance, ran_out, unpackable
+from lorafront.search.retries import last_chance, ran_out, unpackable
 from lorafront.search.study_table import StudyTable, read_study
 from lorafront.search.to_measure import to_measure
 from lorafront.spaces.sizes import GIB
 from lorafront.trainables.engines import PACKED, PROCESS
 from lorafront.trainables.memory_meter import CPU, CUDA
+from lorafront.trainables.outcome import OUT_OF_MEMORY
 from lorafront.trainables.session import PREDICTED
 
 if TYPE_CHECKING:

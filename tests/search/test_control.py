@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -117,7 +118,8 @@ def test_stop_now_saves_between_rungs_and_extend_goes_on(
     """After `stop --now` what runs is saved in the middle of a rung; extended, exactly so many more trials run."""
     root = RootPaths(tmp_path)
     paths = root.search("now")
-    observer = Acting(at_first_rung, lambda: post(paths, Request(kind="stop", now=True)))
+    later = threading.Timer(0.4, post, (paths, Request(kind="stop", now=True)))  # a rung lasts a second
+    observer = Acting(at_first_rung, later.start)
     with pytest.raises(Incomplete):
         run_search(search_for("now", text_file), root, observer, engine=f"slow-toy{packed}")
     stopped = read_study(paths.study_db)
@@ -247,9 +249,8 @@ def test_an_interrupted_trial_has_the_losses_of_an_uninterrupted_one(
 
     space = {"rank": [2, 4, 8], "modules": "attention", "quantization": "bf16", "bias": "none", "dropout": 0.1}
     training = {"rows": 336, "rungs": [16, 336], "batch_size": 4, "checkpoint_minutes": 0.01}
-    with start(
-        REAL_DRIVER, tmp_path, search_data("cut", text_file, space=space, training=training, budget={"trials": 2})
-    ) as driver:
+    data = search_data("cut", text_file, space=space, training=training, budget={"trials": 2}, engine="process")
+    with start(REAL_DRIVER, tmp_path, data) as driver:
         wait_for_line(driver, "at 16 of 336 rows")
         while not between_rungs():
             time.sleep(0.05)
