@@ -13,7 +13,6 @@ from typing import Any
 
 import psutil
 import torch
-from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
@@ -144,6 +143,10 @@ class LiveStorages(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch
         for tensor in resident:
             self._add(tensor)
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # nothing is compiled here, and torch's guard against it costs as much as an operation
+
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
@@ -158,8 +161,7 @@ class LiveStorages(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch
         storage = tensor.untyped_storage()
         key = storage._cdata  # noqa: SLF001  # the address of the storage itself; torch names no public one
         known = self._seen.get(key)
-        unplaced = storage.device.type == "meta" and not isinstance(tensor, FakeTensor)
-        if (known is not None and known() is not None) or unplaced:
+        if (known is not None and known() is not None) or tensor.is_meta:
             return
         size = -(-storage.nbytes() // ROUND) * ROUND
         if self._cap is not None and self.live + size > self._cap:

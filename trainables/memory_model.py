@@ -4,6 +4,7 @@ Trials of one kind do the same operations on tensors of other sizes. So a step i
 lengths that are primes which divide no size of the model: in the bytes of each storage they are found again as factors,
 and the storage's size is known for all others. Depth is extrapolated: steps of two and of three layers are traced, and
 what a phase of the step holds at its peak grows by the same bytes with every further layer, since layers are alike.
+Of a model of a few layers the whole is traced.
 
 On a CPU the prediction is the step's, to the byte, but for what `exact` says. For a CUDA GPU it is what
 `torch.cuda.max_memory_allocated` would say of the same two steps, by `cuda_step`'s formulas; those numbers are
@@ -43,9 +44,11 @@ if TYPE_CHECKING:
 
     from lorafront.spaces.lora import LoraConfiguration
     from lorafront.trainables.config import TrainingConfig
+    from lorafront.trainables.model_facts import ModelFacts
     from lorafront.trainables.task import Task
 
 DEPTHS = (2, 3)
+FEW = 4  # layers up to which the whole model is one trace, and costs less than two
 FORMAT = 2  # of the files; part of their name
 LATEST = 9  # major compute capability from which cuBLAS' workspaces are the larger ones
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes")  # what a step consists of changes with them
@@ -143,7 +146,7 @@ class Step:
             while prime > 1 and (divides := left % prime == 0).any():
                 powers[divides, column] += 1
                 left[divides] //= prime
-        events = np.array(line.events, dtype=np.int64)
+        events = line.happened()
         starts = np.flatnonzero(np.diff(events[:, 2], prepend=-1))
         part = _parts(line.phases, np.array(line.made), powers, left % vocabulary == 0)
         phases = tuple(line.phases[segment] for segment in events[starts, 2])
@@ -232,6 +235,7 @@ class MemoryModel:
         self._cache = cache
         self._device = device
         self._workspace = cublas_workspaces(capability) if device == "cuda" else 0
+        self._facts: dict[int, ModelFacts] = {}  # by depth
         self._steps: dict[Kind, tuple[Step, Step] | NotTraced] = {}
         self._predicted: dict[tuple[Kind, tuple[int, ...]], Breakdown] = {}
 
@@ -251,6 +255,11 @@ class MemoryModel:
             self._predicted[kind, values] = self._predict(self._traced(kind, lora, training, shapes), values)
         return self._predicted[kind, values]
 
+    @property
+    def _depths(self) -> tuple[int, ...]:
+        layers = _depth(self._config)
+        return (layers,) if layers <= FEW else DEPTHS
+
     def _predict(self, steps: tuple[Step, Step], values: tuple[int, ...]) -> Breakdown:
         low, high = steps
         shallow, deeper = low.peaks(values), high.peaks(values)
@@ -265,7 +274,8 @@ class MemoryModel:
     ) -> tuple[Step, Step]:
         if kind not in self._steps:
             try:
-                low, high = (self._kept(kind, lora, training, shapes, depth) for depth in DEPTHS)
+                low, *further = (self._kept(kind, lora, training, shapes, depth) for depth in self._depths)
+                high = further[0] if further else low
             except Exception as error:  # noqa: BLE001  # models ask for what these tensors cannot say in many ways
                 self._steps[kind] = NotTraced(f"{type(error).__name__}: {error}")
             else:
@@ -302,7 +312,9 @@ class MemoryModel:
 
     def _trace(self, lora: LoraConfiguration, training: TrainingConfig, shapes: Shapes, depth: int) -> Step:
         config = with_depth(self._config, depth)
-        facts = model_facts(config, self._task, self._labels)
+        if depth not in self._facts:
+            self._facts[depth] = model_facts(config, self._task, self._labels)
+        facts = self._facts[depth]
         rank, rows, tokens, completion = self._primes
         rows = rows if shapes.rows > 1 else 1
         completion = completion if shapes.completion else 1
@@ -330,7 +342,7 @@ class MemoryModel:
     @cached_property
     def _primes(self) -> tuple[int, int, int, int]:
         """(rank, rows, tokens, completion) that divide no size of the model."""
-        model = without_weights(with_depth(self._config, DEPTHS[0]), self._task, self._labels)
+        model = without_weights(with_depth(self._config, self._depths[0]), self._task, self._labels)
         sizes = {size for tensor in (*model.parameters(), *model.buffers()) for size in tensor.shape}
         free = (prime for prime in _primes() if all(size % prime for size in sizes))
         rows, tokens, completion = (next(free) for _ in range(3))

@@ -10,18 +10,19 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from functools import cache
+from itertools import chain
 from typing import TYPE_CHECKING, Any, Literal, cast
 from unittest import mock
 
 import numpy as np
 import torch
-from torch._subclasses import fake_tensor
-from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
+from torch.utils._mode_utils import no_dispatch
 from transformers import BitsAndBytesConfig
 from transformers.quantizers import AutoHfQuantizer
-from transformers.utils import import_utils
 
 from lorafront.spaces.quantization import bitsandbytes_arguments
+from lorafront.trainables.contentless import Contentless, tensors_of
 from lorafront.trainables.cuda_step import KERNELS, cuda_calls
 from lorafront.trainables.data import TokenData
 from lorafront.trainables.frozen_base import FrozenBase, base_key, resident_tensors
@@ -40,7 +41,6 @@ if TYPE_CHECKING:
 
 CPU = torch.device("cpu")
 TRACED = "traced"  # source of a peak that was not measured
-MOST_KNOWN = 2**24  # elements of a tensor whose content is carried along
 DeviceKind = Literal["cpu", "cuda"]
 # Elements of a parameter whose 8-bit states stand in managed memory on CUDA, not in the allocator's (bitsandbytes'
 # optim/optimizer.py, `get_state_buffer`).
@@ -68,7 +68,7 @@ def traced(
     """As `trace`; the session, which has the whole timeline."""
     data = TokenData(rows, rows, pad_id=0)
     base = ShapesOnly(trial, config, task)
-    with _known_content(), FakeTensorMode(allow_non_fake_inputs=True) as mode:
+    with Contentless() as mode:
         return TracedSession(base, trial, data, mode, device)
 
 
@@ -82,14 +82,18 @@ class Timeline(LiveStorages):  # type: ignore[no-untyped-call]  # torch leaves i
         phases: of every segment, in order: `resident`, then `forward`, `backward` and `update` in turn.
     """
 
-    def __init__(self, resident: Iterable[torch.Tensor], kernels: Mapping[str, Callable[..., Any]]) -> None:
+    def __init__(
+        self, resident: Iterable[torch.Tensor], kernels: Mapping[str, Callable[..., Any]], mode: Contentless
+    ) -> None:
         """Start with what is there.
 
         Args:
             resident: tensors that are there before.
             kernels: by operation, what is done in its place.
+            mode: carries out the others; it must be off.
         """
         self._kernels = kernels
+        self._run = mode.run
         self.sizes: list[int] = []
         self.made: list[int] = []
         self.events: list[tuple[int, int, int]] = []
@@ -101,30 +105,38 @@ class Timeline(LiveStorages):  # type: ignore[no-untyped-call]  # torch leaves i
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Note which phase this is: what comes after a backward pass is the update until something is looked up."""
+        name = _name(func)
         now = self.phases[-1]
         if torch._C._current_graph_task_id() >= 0:  # noqa: SLF001  # torch's only sign of a backward pass
             now = "backward"
         elif now == "backward":
             now = "update"
-        elif now == "resident" or "embedding" in str(func):
+        elif now == "resident" or "embedding" in name:
             now = "forward"
         if now != self.phases[-1]:
             self.phases.append(now)
-        kernel = self._kernels.get(str(func))
+        kernel = self._kernels.get(name)
         if kernel is not None:
             with self:  # what it makes counts
                 return kernel(*args, **(kwargs or {}))
-        return super().__torch_dispatch__(func, types, args, kwargs)
+        result = self._run(func, args, kwargs or {})
+        for tensor in tensors_of(result):
+            self._add(tensor)
+        return result
 
     def index(self, tensor: torch.Tensor) -> int:
         """Which storage a living tensor has."""
         return self._indices[id(self._seen[tensor.untyped_storage()._cdata])]  # noqa: SLF001  # as in the class above
 
+    def happened(self) -> np.ndarray:
+        """int64[events, 3]: see `events`."""
+        return np.fromiter(chain.from_iterable(self.events), np.int64).reshape(-1, 3)
+
     def peak_without(self, elsewhere: Collection[int]) -> int:
         """Bytes at the peak where the storages of these indices do not count."""
         rounded = -(-np.array(self.sizes, dtype=np.int64) // ROUND) * ROUND
         rounded[list(elsewhere)] = 0
-        events = np.array(self.events, dtype=np.int64)
+        events = self.happened()
         return int(np.cumsum(events[:, 1] * rounded[events[:, 0]]).max())
 
     def _add(self, tensor: torch.Tensor) -> None:
@@ -155,7 +167,7 @@ class TracedSession(PeftSession):
     """
 
     def __init__(
-        self, base: ShapesOnly, config: TrialConfig, data: TokenData, mode: FakeTensorMode, device: DeviceKind
+        self, base: ShapesOnly, config: TrialConfig, data: TokenData, mode: Contentless, device: DeviceKind
     ) -> None:
         """Trace.
 
@@ -173,14 +185,13 @@ class TracedSession(PeftSession):
         super().__init__(base, config, data)
 
     def _measure(self, work: Callable[[], object]) -> Memory:
-        if self._device == "cpu":
-            with Timeline(resident_tensors(self.model), {}) as self.timeline:
-                work()
-        else:
-            resident = (*resident_tensors(self.model), *self._batch.values())  # which stands in main memory, copied
-            int8 = self.config.lora.quantization == "int8"
-            with Timeline(resident, KERNELS) as self.timeline, cuda_calls(self.base.dtype, int8=int8):
-                work()
+        on_cpu = self._device == "cpu"
+        batch = () if on_cpu else self._batch.values()  # which stands in main memory, and is copied
+        self.timeline = Timeline((*resident_tensors(self.model), *batch), {} if on_cpu else KERNELS, self._mode)
+        int8 = self.config.lora.quantization == "int8"
+        calls = contextlib.nullcontext() if on_cpu else cuda_calls(self.base.dtype, int8=int8)
+        with self._mode.aside(), self.timeline, calls:
+            work()
         for parameter, state in self.optimizer.state.items():
             for found, names in ((self.states, ("state1", "state2")), (self.scales, ("absmax1", "absmax2"))):
                 found.update(
@@ -191,27 +202,37 @@ class TracedSession(PeftSession):
         return Memory(peak, peak, 0, TRACED)
 
     def _start_optimizer(self) -> None:
-        with unset_fake_temporarily():  # bitsandbytes fills a table with numbers; parameters stay fake all the same
+        with _tables_have_content(self.config.training.optimizer):
             super()._start_optimizer()
 
     def _largest_batch(self) -> Batch:
-        with unset_fake_temporarily():
+        with no_dispatch():
             batch = super()._largest_batch()
-        convert = self._mode.fake_tensor_converter.from_real_tensor
-        self._batch: Batch = {name: convert(self._mode, tensor, make_constant=True) for name, tensor in batch.items()}
+        self._batch: Batch = {name: self._mode.know(tensor) for name, tensor in batch.items()}
         return self._batch
 
 
-@contextlib.contextmanager
-def _known_content() -> Iterator[None]:
-    """Let fake tensors that stand for known ones carry their content along, and models look at it.
+@cache
+def _name(func: object) -> str:
+    return str(func)
 
-    torch does so for scalars only, and transformers makes a mask in any case where it sees a fake tensor.
-    """
-    with (
-        mock.patch.object(fake_tensor, "CONSTANT_NUMEL_LIMIT", MOST_KNOWN),
-        mock.patch.object(import_utils, "is_fake_tensor", _no),  # a Mock would keep the tensors that it is given
-    ):
+
+@contextlib.contextmanager
+def _tables_have_content(optimizer: str) -> Iterator[None]:
+    """The table of numbers that bitsandbytes makes and looks at is a real one."""
+    if optimizer != "paged_adamw_8bit":
+        yield
+        return
+    from bitsandbytes import functional
+
+    make = functional.create_dynamic_map
+
+    def with_content(*args: Any, **kwargs: Any) -> torch.Tensor:
+        with no_dispatch():
+            table: torch.Tensor = make(*args, **kwargs)
+            return table
+
+    with mock.patch.object(functional, "create_dynamic_map", with_content):
         yield
 
 
@@ -235,19 +256,14 @@ class ShapesOnly(FrozenBase):
         self._heads = {}
 
     def attach(self, config: TrialConfig) -> PeftModel:
-        """As the real one does; afterwards everything stands on the CPU, by shape. Call it under `FakeTensorMode`."""
-        # bitsandbytes' and PEFT's own classes of tensors would not mix with fake ones; on `meta` nothing is drawn.
-        with unset_fake_temporarily(), torch.device("meta"):
+        """As the real one does; afterwards everything stands on the CPU, by shape. Call it under `Contentless`."""
+        with torch.device("meta"):
             peft_model = super().attach(config)
         materialise(peft_model, _placed, CPU)
         return peft_model
 
     def _seed(self, peft_model: PeftModel, seed: int) -> None:
         """No values are drawn."""
-
-
-def _no(_tensor: object) -> bool:
-    return False
 
 
 def unloaded_model(
@@ -327,7 +343,7 @@ def _four_bit(parameter: Any, weight: torch.Tensor) -> torch.nn.Parameter:
     """Packed by bitsandbytes' own function. A plain parameter: its subclass of Tensor would hide the fake one."""
     from bitsandbytes.functional import create_dynamic_map, name2qmap, quantize_4bit
 
-    with unset_fake_temporarily():  # a table of numbers that bitsandbytes makes once per process
+    with no_dispatch():  # a table of numbers that bitsandbytes makes once per process
         name2qmap.setdefault("dynamic", create_dynamic_map())
     packed, state = quantize_4bit(
         weight,

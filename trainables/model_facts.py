@@ -14,6 +14,7 @@ from transformers.pytorch_utils import Conv1D
 
 from lorafront.spaces.errors import InvalidInput, Problem
 from lorafront.spaces.modules import is_head
+from lorafront.trainables.mixed_rows import why_mixed
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -34,6 +35,7 @@ class ModelFacts:
         parameters: number of parameters, tied ones once.
         dropout: the base drops something while it trains, whatever the adapter does.
         odd_head: kinds of modules beside plain linear ones that a new head of the task has parameters in.
+        mixed: what mixes the rows of a batch, in words; empty where nothing is known to.
     """
 
     linears: dict[str, tuple[int, int]]
@@ -43,6 +45,7 @@ class ModelFacts:
     parameters: int
     dropout: bool = False
     odd_head: tuple[str, ...] = ()
+    mixed: str = ""
 
     @cached_property
     def biased(self) -> frozenset[str]:
@@ -86,6 +89,7 @@ def model_facts(config: PretrainedConfig, task: Task, labels: tuple[str, ...] = 
         parameters=sum(p.numel() for p in model.parameters()),
         dropout=_drops(config),
         odd_head=_odd_head(model) if task.new_head else (),
+        mixed=why_mixed(model, head_modules(model) if task.new_head else ()),
     )
 
 

@@ -88,6 +88,17 @@ def test_closed_form_is_the_trace(family: str, one: LoraConfiguration, training:
     compare(family, one, training)
 
 
+@pytest.mark.parametrize("quantization", ["bf16", "nf4"])
+@pytest.mark.parametrize("layers", [1, 4])
+def test_a_few_layers_are_traced_as_they_are(tmp_path: Path, quantization: str, layers: int) -> None:
+    """One trace is enough, and exact: nothing is extrapolated."""
+    config, task, shapes = with_depth(small_config("llama"), layers), task_named("causal_lm"), Shapes(4, 33)
+    one = lora(quantization=quantization)
+    predicted = MemoryModel(config, task, cache=tmp_path).predict(one, PLAIN, shapes)
+    assert predicted.total == session(config, task, one, PLAIN, shapes).memory.allocated
+    assert len(list(tmp_path.glob("*.npz"))) == 1
+
+
 def test_closed_form_of_single_rows() -> None:
     """A batch of one row, which is never padded, is a kind of its own."""
     single = [Shapes(1, 33, padded=False), Shapes(1, 70, padded=False)]
@@ -198,7 +209,7 @@ def test_parts_grow_with_what_they_are_for() -> None:
 
 def test_what_was_traced_is_kept(tmp_path: Path) -> None:
     """Another model of the same config reads it; a file that is cut short is traced again."""
-    config, task = small_config("llama"), task_named("causal_lm")
+    config, task = with_depth(small_config("llama"), 5), task_named("causal_lm")
     first = MemoryModel(config, task, cache=tmp_path).predict(lora(), PLAIN, Shapes(2, 16))
     files = sorted(tmp_path.glob("*.npz"))
     written = [file.stat().st_mtime_ns for file in files]
