@@ -52,6 +52,9 @@ def why_not_packed(config: TrialConfig, facts: ModelFacts, *, predicted: bool) -
         f"optimizer {training.optimizer} is not packed": training.optimizer != "adamw",
         f"an adapter on {', '.join(heads)}": bool(heads),
         "gradient checkpointing of a base with dropout of its own": training.gradient_checkpointing and facts.dropout,
+        "attention flash_attention_2 of a base with dropout of its own": (
+            config.model.attention == "flash_attention_2" and facts.dropout
+        ),
         f"its new head has parameters in {', '.join(facts.odd_head)}": bool(facts.odd_head),
         f"rows of a batch do not stay apart: {facts.mixed}": bool(facts.mixed),
         "its peak memory cannot be predicted": not predicted,
