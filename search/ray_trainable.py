@@ -43,7 +43,7 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # Ray is untyped
         self._join: list[dict[str, Any]] = []
         self._leave: list[int] = []
         self._measuring: Iterator[dict[int, Any]] = iter(())
-        self.config = {}  # else all of it would be in every result
+        self.config: dict[str, Any] = {}  # else all of it would be in every result
         self.change(join=config[JOIN])
 
     def change(
