@@ -130,7 +130,7 @@ class Prepared:
         return self.why_never_packed(lora) or self._why_not_packed(lora, predicted=self.predicted(lora) is not None)
 
     def why_never_packed(self, lora: LoraConfiguration) -> str:
-        """As `why_process`, but for what only a prediction of its memory tells, which takes longer."""
+        """As `why_process`, but for what only a prediction of its memory tells: a part of a second per kind of it."""
         if self.search.engine == PROCESS:
             return f"engine: {PROCESS}"
         timed = [objective.name for objective in self.search.objective_list if objective.alone]
