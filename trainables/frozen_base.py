@@ -46,7 +46,12 @@ class FrozenBase:
     """Base weights on a device, lent to one adapter at a time.
 
     Trials with the same `key` can use the same object one after the other.
+
+    Attributes:
+        borrower: whose adapters its model computes with.
     """
+
+    borrower: Borrower | None = None
 
     def __init__(self, model: ModelConfig, task: Task, quantization: str, labels: tuple[str, ...] = ()) -> None:
         """Load the weights.
@@ -63,7 +68,6 @@ class FrozenBase:
         self.key = base_key(model, task, quantization, labels)
         self.task = task
         self.references: dict[Path, dict[str, float]] = {}  # evaluation of the bare base, by token file
-        self.borrower: Borrower | None = None
         self.probes: dict[tuple[object, ...], Memory] = {}  # peak memory of trials, by all that has a size
         self.device = device()
         self.dtype = compute_dtype(quantization, self.device)
