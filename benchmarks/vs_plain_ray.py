@@ -686,7 +686,7 @@ def main() -> None:
     parser.add_argument("--eval-rows", type=int, default=32)
     parser.add_argument("--rungs", type=int, default=1, help="of lorafront; the other arms have one")
     parser.add_argument("--slots", type=int, default=2, help="trials at once; workers of the packed arm")
-    parser.add_argument("--packed", type=int, default=16, help="trials at once of the packed arm, over all workers")
+    parser.add_argument("--packed", type=int, default=32, help="trials at once of the packed arm, over all workers")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--model", default="examples/tiny-llama", help="from the repository root")
     parser.add_argument("--arms", default=",".join(ARMS), help="which, in which order")

@@ -150,11 +150,12 @@ class TrialQueue:
         found = self._pop(worker, self._held) if self._held is not None else None
         if found is not None or (worker is not None and worker == self._drained):
             return found
-        found = self._pop(worker)
+        # The larger a pass is, the less of it a trial costs: those of another base come only where nothing else does.
+        found = self._pop(worker, alike=True)
         if found is None and (self._held is None or self._drained is not None):
             found = self._ask(worker)
             self._overtaken = self._overtaken or found is not None
-        return found
+        return found or self._pop(worker)
 
     def turned(self) -> None:
         """A worker was filled. What waits was passed once more where a new trial began."""
@@ -163,17 +164,22 @@ class TrialQueue:
             self._held = passed.number if passed else None
         self._overtaken = False
 
-    def _pop(self, worker: str | None, only: int | None = None) -> Waits | None:
-        def fits(trial: Waits) -> bool:
-            return only in {None, trial.number} and self._fits(worker, trial)
+    def _pop(self, worker: str | None, only: int | None = None, *, alike: bool = False) -> Waits | None:
+        keys = self._packs.keys(worker)
 
-        found = self._waiting.pop(self._packs.running, self._packs.keys(worker), fits)
+        def fits(trial: Waits) -> bool:
+            strange = alike and keys and trial.need.key not in keys
+            return only in {None, trial.number} and not strange and self._fits(worker, trial)
+
+        found = self._waiting.pop(self._packs.running, keys, fits)
         if found is not None and found.number == self._held:
             self._held = self._drained = None
         return found
 
     def _ask(self, worker: str | None) -> Waits | None:
-        """A new trial with room there. Others that were proposed before it wait: as many as one worker may have.
+        """A new trial with room there, over a base that the worker has, if it has any.
+
+        Others that were proposed before it wait: as many as one worker may have.
 
         Where one of a kind waits that the worker has already, the worker is full.
         """
@@ -185,7 +191,7 @@ class TrialQueue:
             self.exhausted = asked is None
             if asked is not None:
                 trial = Waits(asked[0], self._need(*asked), new=True)
-                if self._fits(worker, trial):
+                if self._fits(worker, trial) and (not keys or trial.need.key in keys):
                     return trial
                 self._waiting.add(trial)
         return None
