@@ -31,19 +31,21 @@ class GroupOfLinears(torch.autograd.Function):
         """Args: x: [K b, …, i], slot by slot."""
         del anchor
         outputs = {one.name: one.product(x, now.slots, training=now.training) for one in group.linears}
+        # Norms give float32 under CUDA's autocast: rounded once for all products, and kept in the smaller dtype.
+        narrow = x.to(now.values[0].dtype) if now.training else x
         inner: list[torch.Tensor] = []
         for part in now.parts():
             linears = part.bucket.layout.stacked[group.name]
             if not linears:
                 continue
-            x_kti = by_slot(x, now)[part.slots].to(part.values.dtype)
+            x_kti = by_slot(narrow, now)[part.slots].to(part.values.dtype)
             s_ktr = _inner(x_kti, part, group.name, linears, now)
             inner.append(s_ktr)
             for one, s in zip(linears, torch.split(s_ktr, part.bucket.layout.shape.rank, dim=2), strict=True):
                 _add(by_slot(outputs[one.name], now)[part.slots], s, part.b(one.name), rounded=one.quantized)
         if now.training:
-            ctx.save_for_backward(x, *inner)
-            ctx.group, ctx.now = group, now
+            ctx.save_for_backward(narrow, *inner)
+            ctx.group, ctx.now, ctx.dtype = group, now, x.dtype
         return tuple(outputs.values())
 
     @staticmethod
@@ -64,11 +66,11 @@ class GroupOfLinears(torch.autograd.Function):
         for part in now.parts():
             linears = part.bucket.layout.stacked[group.name]
             if linears:
-                x_kti = by_slot(x, now)[part.slots].to(dtype)
+                x_kti = by_slot(x, now)[part.slots]
                 gy_kto = [by_slot(gy[one.name], now)[part.slots] for one in linears]
                 gs_ktr = _backward_of_b(next(left), gy_kto, part, group.name, linears, now)
                 _backward_of_a(x_kti, gs_ktr, None if gx is None else gx[part.slots], part, group.name, linears, now)
-        return None if gx is None else gx.view(x.shape).to(x.dtype), None, None, None
+        return None if gx is None else gx.view(x.shape).to(ctx.dtype), None, None, None
 
 
 def by_slot(x: torch.Tensor, now: Pass) -> torch.Tensor:

@@ -74,7 +74,7 @@ def search(text: str, model: str, root: str) -> None:
             "space": {"quantization": ["bf16", "nf4", "int8"], "rank": {"low": 1, "high": 4}, "modules": "attention",
                       "bias": "none"},
             "training": {"rows": 40, "rungs": [20, 40], "batch_size": 1},
-            "resources": {"slots": 12}, "budget": {"trials": 40},
+            "resources": {"slots": 12}, "budget": {"trials": 32},
         }
     )  # fmt: skip
     watch = Watch(RootPaths(Path(root)).search("busy").folder)

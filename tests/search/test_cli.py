@@ -99,7 +99,7 @@ def test_front_as_json_csv_and_table(run: Run, toy_search: str) -> None:
     assert code == 0
     entries = json.loads(out)
     assert entries
-    assert set(entries[0]) == {"trial", "params", "values"}
+    assert set(entries[0]) == {"trial", "params", "values", "peak_vram_source"}
     assert set(entries[0]["values"]) == {"perplexity", "peak_vram_gb"}
     rows = list(csv.DictReader(io.StringIO(run("pareto", toy_search, "--csv")[1])))
     assert [int(row["trial"]) for row in rows] == [entry["trial"] for entry in entries]

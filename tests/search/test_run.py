@@ -166,7 +166,8 @@ def test_exports_load_in_stock_peft_with_the_reported_perplexity(
 
     from lorafront.trainables.data import load
 
-    _, root = real
+    table, root = real
+    engines = {trial.number: trial.measurements["engine"] for trial in table.complete}
     folders = export_front(root.search("real"), tmp_path / "out")
     index = json.loads((tmp_path / "out" / "index.json").read_text())
     assert [tmp_path / "out" / entry["folder"] for entry in index["trials"]] == folders
@@ -184,7 +185,9 @@ def test_exports_load_in_stock_peft_with_the_reported_perplexity(
             if own_kernel:
                 take_training_kernel(model)
             # Otherwise bitsandbytes evaluates 4-bit weights by another kernel on some CPUs, which rounds differently.
-            rounding = 5e-3 if bits.is_file() and not own_kernel else 1e-5
+            # A pack's products are in another order, so that now and then a 16-bit number is rounded the other way.
+            packed = 2e-3 if engines[entry["trial"]] == "packed" else 1e-5
+            rounding = 5e-3 if bits.is_file() and not own_kernel else packed
             assert perplexity(model, rows) == pytest.approx(entry["values"]["perplexity"], rel=rounding)
         arguments = json.loads((folder / "training_arguments.json").read_text())
         made = TrainingArguments(output_dir=str(tmp_path / "t"), **arguments)
