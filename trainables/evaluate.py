@@ -10,6 +10,8 @@ import torch
 from lorafront.trainables import heartbeat
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from transformers import PreTrainedModel
 
     from lorafront.trainables.data import TokenRows
@@ -22,20 +24,25 @@ def tally(
 ) -> torch.Tensor:
     """float64[n]: the task's sums over all rows (`Task.tally`).
 
-    Rows go longest first, so that little is padded; the model computes in its own dtype, as whoever loads the adapter
-    with stock PEFT will.
+    The model computes in its own dtype, as whoever loads the adapter with stock PEFT will.
     """
-    lengths = rows.lengths
-    order = sorted(range(len(rows)), key=lambda i: -int(lengths[i]))
     was_training = model.training
     model.eval()
     sums = []
-    for start in range(0, len(order), batch_size):
-        batch = task.collate(rows, order[start : start + batch_size], pad_id)
+    for chosen in longest_first(rows, batch_size):
+        batch = task.collate(rows, chosen, pad_id)
         sums.append(task.tally(model, {name: tensor.to(on) for name, tensor in batch.items()}).cpu())
         heartbeat.beat()
     model.train(was_training)
     return torch.stack(sums).sum(0)
+
+
+def longest_first(rows: TokenRows, batch_size: int) -> Iterator[list[int]]:
+    """Row indices of the batches of an evaluation: rows of like length together, so that little is padded."""
+    lengths = rows.lengths
+    order = sorted(range(len(rows)), key=lambda i: -int(lengths[i]))
+    for start in range(0, len(order), batch_size):
+        yield order[start : start + batch_size]
 
 
 def language_metrics(sums: torch.Tensor) -> dict[str, float]:

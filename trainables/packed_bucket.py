@@ -144,10 +144,10 @@ class Bucket:
         self.moments: tuple[torch.Tensor, torch.Tensor] | None = None
         self._rounded: torch.Tensor | None = None
 
-    def start_training(self, moments: tuple[torch.Tensor, torch.Tensor]) -> None:
-        """Make room for gradients; moments are float32[k, n] each."""
+    def start_training(self) -> None:
+        """Make room for gradients and moments; all are 0."""
         self.gradients = torch.zeros_like(self.values)
-        self.moments = moments
+        self.moments = torch.zeros_like(self.values), torch.zeros_like(self.values)
 
     @property
     def trained(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

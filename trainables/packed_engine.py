@@ -21,6 +21,7 @@ from peft import PeftModel
 from lorafront.trainables import heartbeat
 from lorafront.trainables.data import TokenData, TokenRows
 from lorafront.trainables.data import load as load_tokens
+from lorafront.trainables.evaluate import longest_first
 from lorafront.trainables.frozen_base import SHARE_OF_MEMORY
 from lorafront.trainables.keyed_random import word
 from lorafront.trainables.packed_adamw import Rates, update
@@ -239,7 +240,8 @@ class PackedEngine:
         batches = [self._batch([one.next_rows() for one in sessions]) for _ in range(passes)]
         slots = len(sessions)
         targets_k = torch.stack([self.rows.targets(batch).view(slots, -1).sum(1) for batch in batches]).sum(0).clamp(1)
-        weights_k = self._sent(1 / targets_k) * stack.state.scale
+        scale_k = stack.state.scale  # of these losses; the update may change it
+        weights_k = self._sent(1 / targets_k) * scale_k
         losses_k = torch.zeros(slots, device=self.device)
         values = [bucket.as_type(self.base.dtype) for bucket in stack.buckets]
         sixteen_bit = self.base.dtype != torch.float32
@@ -261,7 +263,7 @@ class PackedEngine:
             norm_k = update(stack.buckets, stack.state, self._rates(sessions), scaled=self.base.dtype == torch.float16)
         except Exception as error:  # whatever it was, it is not to be taken for something that left the slots whole
             raise RuntimeError("the optimizer broke off in the middle of a step") from error
-        losses_k = torch.where(stack.state.alive, losses_k / stack.state.scale, torch.nan)
+        losses_k = torch.where(stack.state.alive, losses_k / scale_k, torch.nan)
         for place, session in enumerate(sessions):
             session.stepped(losses_k[place], norm_k[place])
         heartbeat.beat()
@@ -332,11 +334,9 @@ class PackedEngine:
     def _tally(self, rows: TokenRows, slots: int) -> torch.Tensor:
         """float64[k, n]: the task's sums over all rows, longest first as in `evaluate.tally`."""
         size = self.config.training.eval_batch_size or self.config.lora.batch_size
-        lengths = rows.lengths
-        order = sorted(range(len(rows)), key=lambda i: -int(lengths[i]))
         sums = []
-        for start in range(0, len(order), size):
-            batch = self._repeated(rows, order[start : start + size], slots)
+        for chosen in longest_first(rows, size):
+            batch = self._repeated(rows, chosen, slots)
             tallied = self.rows.tally({name: tensor.to(self.device) for name, tensor in batch.items()})
             sums.append(tallied.view(slots, -1, tallied.shape[1]).sum(1))
             heartbeat.beat()

@@ -21,7 +21,7 @@ from lorafront.trainables.frozen_base import lora_config
 from lorafront.trainables.models import dtype_name
 from lorafront.trainables.packed_adamw import FIRST_SCALE
 from lorafront.trainables.packed_slot import MEAN, SQUARE, VALUES, Numbers, Slot
-from lorafront.trainables.peft_session import ADAPTER, MASTER, OPTIMIZER, SCHEDULES, STATE, write_position
+from lorafront.trainables.peft_session import ADAPTER, MASTER, OPTIMIZER, SCHEDULES, STATE, speed, write_position
 from lorafront.trainables.session import Measurements, never
 
 if TYPE_CHECKING:
@@ -47,8 +47,7 @@ class PackedSession:
         self.config: Final = config
         first_scale = FIRST_SCALE if engine.base.dtype == torch.float16 else 1.0
         self.slot: Final = Slot(config, engine.packed, engine.head, first_scale)
-        self.total_steps: Final = -(-config.rows // config.rows_per_step)
-        self.rates: Final = _rates(config, self.total_steps)
+        self.rates: Final = _rates(config, -(-config.rows // config.rows_per_step))
         self.step = 0
         self.train_seconds = 0.0
         self.eval_seconds = 0.0
@@ -112,11 +111,7 @@ class PackedSession:
             measured["train_loss"] = float(torch.stack(self._losses).mean())
             measured["grad_norm"] = float(self._grad_norm)
             self._losses = []
-        if self.train_seconds > 0:
-            rows = self.engine.data.train
-            seen = list(islice(row_order(len(rows), self.config.seed), self.rows_seen))
-            measured["tokens_per_second"] = int(rows.lengths[seen].sum()) / self.train_seconds
-            measured["seconds_per_epoch"] = self.train_seconds * len(rows) / self.rows_seen
+        measured.update(speed(self.engine.data.train, self.config.seed, self.rows_seen, self.train_seconds))
         return {**measured, **quality, **{f"base_{name}": value for name, value in self.references.items()}}
 
     def save(self, folder: Path) -> None:

@@ -226,7 +226,7 @@ def _bucket(shape: Shape, slots: list[Slot], base: PackedBase, head: PackedHead)
         torch.zeros(0, dtype=torch.int32),
     )
     bucket = Bucket(layout, torch.zeros(count, layout.size, device=on), scales, frozenset(partial), dropout)
-    bucket.start_training((torch.zeros_like(bucket.values), torch.zeros_like(bucket.values)))
+    bucket.start_training()
     for place, slot in enumerate(slots):
         slot.move(bucket, place)
     return bucket

@@ -141,11 +141,7 @@ class PeftSession:
             measured["train_loss"] = float(torch.stack(self._losses).mean())
             measured["grad_norm"] = float(self._grad_norm)
             self._losses = []
-        if self.train_seconds > 0:
-            rows = self.data.train
-            seen = list(islice(row_order(len(rows), self.config.seed), self.rows_seen))
-            measured["tokens_per_second"] = int(rows.lengths[seen].sum()) / self.train_seconds
-            measured["seconds_per_epoch"] = self.train_seconds * len(rows) / self.rows_seen
+        measured.update(speed(self.data.train, self.config.seed, self.rows_seen, self.train_seconds))
         own = self._functions() if self.rows_seen >= self.config.rows else {}
         return {**measured, **quality, **{f"base_{k}": v for k, v in self.references.items()}, **own}
 
@@ -353,6 +349,16 @@ def open_session(config: TrialConfig, bases: BaseCache, *, references: bool = Tr
     cap_memory(config.memory_cap, device())
     base = bases.get(config.model, task_named(config.task, config.code), config.lora.quantization, config.labels)
     return PeftSession(base, config, load_tokens(config.tokens), references=references)
+
+
+def speed(rows: TokenRows, seed: int, rows_seen: int, seconds: float) -> Measurements:
+    """How fast a trial trained on so many rows in so many seconds; nothing where it has not."""
+    if seconds <= 0:
+        return Measurements()
+    seen = list(islice(row_order(len(rows), seed), rows_seen))
+    return Measurements(
+        tokens_per_second=int(rows.lengths[seen].sum()) / seconds, seconds_per_epoch=seconds * len(rows) / rows_seen
+    )
 
 
 def write_position(folder: Path, position: dict[str, Any], base: FrozenBase, data: TokenData) -> None:
