@@ -25,6 +25,7 @@ from lorafront.search.search_file import parse_search
 from lorafront.trainables import heartbeat
 
 GPUS = 4
+TRIALS = 32
 FRESH = 1.5 * heartbeat.RENEW_SECONDS  # whoever gave a sign so lately works
 
 
@@ -74,7 +75,7 @@ def search(text: str, model: str, root: str) -> None:
             "space": {"quantization": ["bf16", "nf4", "int8"], "rank": {"low": 1, "high": 4}, "modules": "attention",
                       "bias": "none"},
             "training": {"rows": 40, "rungs": [20, 40], "batch_size": 1},
-            "resources": {"slots": 12}, "budget": {"trials": 32},
+            "resources": {"slots": 12}, "budget": {"trials": TRIALS},
         }
     )  # fmt: skip
     watch = Watch(RootPaths(Path(root)).search("busy").folder)
@@ -100,7 +101,7 @@ def test_gpus_are_busy_while_there_is_anything_to_start(text_file: Path, tmp_pat
     paths = {**os.environ, "PYTHONPATH": python_path(Path(__file__).parents[1])}
     told = subprocess.run(command, capture_output=True, text=True, check=True, timeout=200, env=paths).stdout
     found = json.loads(told.strip().splitlines()[-1])
-    assert found["complete"] == 40
+    assert found["complete"] == TRIALS
     assert found["bases"] == ["bf16", "int8", "nf4"]
     assert found["busy"] >= 0.9
 
