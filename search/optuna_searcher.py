@@ -51,6 +51,7 @@ class Workplace:
         placement: who sits where.
         slots: packed trials in flight at most; None packs nothing.
         workers: that they are spread over.
+        ready: returns when a worker can start.
     """
 
     dispatch: Callable[[int, LoraConfiguration, Seat, Need], dict[str, Any]]
@@ -66,6 +67,7 @@ class Workplace:
     placement: Placement = field(default_factory=Placement)
     slots: int | None = None
     workers: int = 1
+    ready: Callable[[], object] = lambda: None
 
 
 class OptunaSearcher(Searcher):  # type: ignore[misc]  # Ray is untyped
@@ -135,6 +137,7 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]  # Ray is untyped
         trials = self.fill(trial_id)
         if trials:
             seat = self._workplace.placement.seat_of(trial_id)
+            self._workplace.ready()
             return {RESOURCES: self._workplace.resources(seat), JOIN: trials}
         if self._steering.stopping or self.halted or not self.busy:
             self.over = True

@@ -9,6 +9,7 @@ import os
 import shutil
 import tempfile
 import threading
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
     from lorafront.search.search_file import SearchFile
 
 SOCKET_ROOM = 20  # characters of a temporary folder; Ray puts sockets below it, whose names have a limit of 107
+IMPORTS = "lorafront.search.worker_imports"
+READY = "LORAFRONT_READY"  # the folder in which each process that has imported them leaves a file
+PATIENCE = 60.0  # seconds for the imports; after them Ray starts processes that import by themselves
 
 
 class RayCluster:
@@ -29,9 +33,16 @@ class RayCluster:
     that began them.
     """
 
-    def __init__(self, devices: Sequence[Devices] = ()) -> None:
-        """Args: devices: GPUs that are only pretended; none leaves Ray to count those that there are."""
+    def __init__(self, devices: Sequence[Devices] = (), *, imports: bool = False) -> None:
+        """Look at nothing yet.
+
+        Args:
+            devices: GPUs that are only pretended; none leaves Ray to count those that there are.
+            imports: Ray starts a process for each core at once; whether they import already what a trial needs, while
+                the driver is still checking the search.
+        """
         self._gpus = sum(one.count for one in devices) or None
+        self._imports = imports
 
     def __enter__(self) -> Self:
         """Begin to start."""
@@ -40,6 +51,8 @@ class RayCluster:
 
         short = "/tmp" if len(tempfile.gettempdir()) > SOCKET_ROOM and os.path.isdir("/tmp") else None  # noqa: S108, PTH112
         self._scratch = Path(tempfile.mkdtemp(prefix="lf-", dir=short))
+        self._started = self._scratch / "started"
+        self._started.mkdir()
         self._up, self._over = threading.Event(), threading.Event()
         self._failure: BaseException | None = None
         self._thread = None if ray.is_initialized() else threading.Thread(target=self._live, name="ray", daemon=True)
@@ -61,6 +74,18 @@ class RayCluster:
             logging.getLogger(name).setLevel(logging.CRITICAL)  # what went wrong with a trial is told by the observer
         return self._scratch / "tune"
 
+    def ready(self) -> None:
+        """Wait until the processes that were started in advance can take a trial; else Ray would start others."""
+        import ray
+
+        if not self._imports or self._thread is None:
+            return
+        end = time.monotonic() + PATIENCE
+        cores = int(ray.cluster_resources().get("CPU", 0))
+        while len(list(self._started.iterdir())) < cores and time.monotonic() < end:
+            time.sleep(0.05)
+        self._imports = False  # what Ray starts later, it starts for a trial
+
     def leave(self) -> None:
         """Begin to end: nobody needs it any more."""
         self._over.set()
@@ -76,7 +101,7 @@ class RayCluster:
         import ray
 
         try:
-            _start(self._scratch / "ray", self._gpus)
+            _start(self._scratch / "ray", self._gpus, self._started if self._imports else None)
         except BaseException as error:  # noqa: BLE001  # raised by whoever waits
             self._failure = error
         self._up.set()
@@ -84,9 +109,12 @@ class RayCluster:
         ray.shutdown()
 
 
-def _start(folder: Path, gpus: int | None) -> None:
+def _start(folder: Path, gpus: int | None, ready: Path | None) -> None:
     import ray
 
+    _take_started_workers()
+    if ready is not None:
+        os.environ[READY] = str(ready)  # Ray's processes inherit it
     ray.init(
         address="local",  # whatever RAY_ADDRESS says: a search in one process tree is what was asked for
         num_gpus=gpus,
@@ -96,7 +124,27 @@ def _start(folder: Path, gpus: int | None) -> None:
         configure_logging=True,
         _temp_dir=str(folder),
         _node_ip_address="127.0.0.1",
+        _system_config={"preload_python_modules": [IMPORTS]} if ready is not None else None,
     )
+
+
+def _take_started_workers() -> None:
+    """Ray Tune's actors get the processes that Ray has started already.
+
+    Ray Tune gives its actors environment variables of their own (Ray 2.60), which they have anyway on this machine;
+    with such, Ray starts new processes for them and ends the others.
+    """
+    from ray.tune.execution import class_cache
+
+    for name in ("DEFAULT_ENV_VARS", "ENV_VARS_TO_PROPAGATE"):
+        getattr(class_cache, name, set[str]()).clear()
+
+
+def one_for_each_core(search: SearchFile) -> bool:
+    """Whether as many workers are wanted as there are cores: no GPU to share, and one core for each."""
+    gpus = any(any(Path("/dev").glob(name)) for name in ("nvidia[0-9]*", "kfd"))  # NVIDIA's, AMD's
+    cores, resources = os.cpu_count() or 1, search.resources
+    return not gpus and resources.cpus_per_trial == 1 and (resources.max_concurrent or cores) >= cores
 
 
 def workers(search: SearchFile, seats: int | None) -> int:

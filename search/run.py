@@ -11,6 +11,7 @@ from lorafront.search.environment import heavy_imports  # isort: skip  # before 
 import contextlib
 import shutil
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,7 @@ from lorafront.search.interruption import Interruption
 from lorafront.search.ownership import owned
 from lorafront.search.paths import RootPaths, SearchPaths
 from lorafront.search.progress import Observer, Silent, last_line
-from lorafront.search.ray_cluster import RayCluster, workers
+from lorafront.search.ray_cluster import RayCluster, one_for_each_core, workers
 from lorafront.search.search_file import Budget, SearchFile
 from lorafront.search.stopping import Never, Rungs, StoppingRule
 from lorafront.search.study_table import StudyTable, read_study
@@ -67,7 +68,8 @@ def run_search(
         Incomplete: it was interrupted; `resume_search` goes on.
     """
     paths = root.search(search.name)
-    with claimed(paths), interruptible(paths) as interruption, RayCluster(devices) as cluster:
+    cluster = RayCluster(devices, imports=_imports(engine, search, devices))
+    with claimed(paths), interruptible(paths) as interruption, cluster:
         with heavy_imports("transformers"):
             from lorafront.search.preflight import check
 
@@ -107,11 +109,12 @@ def resume_search(
         stack.enter_context(owned(paths))  # before all else, so that a second driver is refused at once
         requests.forget_stops(paths)  # before anything that takes time, in which somebody may ask again
         interruption = stack.enter_context(interruptible(paths))
-        cluster = stack.enter_context(RayCluster(devices))
+        earlier = read_study(paths.study_db)
+        imports = _imports(engine, earlier.search, devices)
+        cluster = stack.enter_context(RayCluster(devices, imports=imports))
         with heavy_imports("transformers"):
             from lorafront.search.preflight import check
 
-        earlier = read_study(paths.study_db)
         # Before the check, which looks at how much memory is free.
         end_leftovers(paths, {trial.number: trial.epoch for trial in earlier.running})
         search = earlier.search.model_copy(update={"budget": budget or earlier.search.budget})
@@ -119,6 +122,11 @@ def resume_search(
         prepared.store()
         tracking = _tracking(prepared.search, root)
         return _drive(prepared, paths, observer or Silent(), tracking, engine, cluster, interruption, create=False)
+
+
+def _imports(engine: str, search: SearchFile, devices: Sequence[Devices]) -> bool:
+    """Whether the processes that Ray starts in advance will all be workers that need torch."""
+    return engine == "process" and not devices and one_for_each_core(search)
 
 
 @contextlib.contextmanager
@@ -284,7 +292,7 @@ def _tune(
     most = workers(search, prepared.placement.most_at_once())
     searcher = OptunaSearcher(
         ledger,
-        workplace(prepared, paths, ledger, watchdog, engine, most),
+        replace(workplace(prepared, paths, ledger, watchdog, engine, most), ready=cluster.ready),
         observer,
         unfinished=unfinished,
         rule=make_rule(ledger, read_study(paths.study_db)),

@@ -61,7 +61,8 @@ class BaseLinear:
 
         8-bit products with outlier columns look at all rows of a call, so each slot gets a call of its own there.
         """
-        if self.kind == "Linear8bitLt" and not (training and x.device.type == "cpu"):
+        on_cpu = x.device.type == "cpu"
+        if self.kind == "Linear8bitLt" and not (training and on_cpu) and not (on_cpu and self._outlier_free(x)):
             return torch.cat([self._own(part) for part in x.chunk(slots)])
         if not self.quantized or not self._keep:
             result: torch.Tensor = self._own(x)
@@ -73,6 +74,12 @@ class BaseLinear:
     def input_gradient(self, gradient: torch.Tensor) -> torch.Tensor:
         """[m, i] of [m, o]."""
         return gradient @ self._weight()
+
+    def _outlier_free(self, x: torch.Tensor) -> bool:
+        """Whether an 8-bit product treats each row of this input for itself; bitsandbytes looks at it in float16."""
+        module: Any = self.module
+        low, high = x.aminmax()
+        return module.state.threshold <= 0 or float(torch.maximum(-low, high).half()) < module.state.threshold
 
     def _weight(self) -> torch.Tensor:
         """[o, i] in the base's dtype."""

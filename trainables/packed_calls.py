@@ -20,6 +20,8 @@ from torch.overrides import TorchFunctionMode
 
 from lorafront.trainables.keyed_random import keep, threshold
 
+SHORT = 128  # tokens of a row up to which plain products are faster than torch's attention kernel on a CPU
+
 
 class DropoutCalls(TorchFunctionMode):
     """Counts the calls that drop something."""
@@ -63,29 +65,80 @@ class Draws:
         return places
 
 
-class PackedCalls(TorchFunctionMode):
-    """While it is on, dropout draws from `draws`, call by call, and attention is computed in float32 where asked.
+class ShortAttention(torch.autograd.Function):
+    """Scaled dot-product attention over rows so short that all scores of a layer fit in a CPU's cache.
 
-    On CPUs torch's attention kernel takes two to six times as long in bfloat16 as in float32, most of all backward
-    (torch 2.13); what it gives is rounded to the same dtype either way.
+    Scores and weights are float32, as in torch's own kernels; products of weights are in the dtype of the values.
     """
 
-    def __init__(self, draws: Draws | None, *, wide_attention: bool) -> None:
-        """Args: draws: None where the base drops nothing. wide_attention: attention in float32."""
+    @staticmethod
+    def forward(  # noqa: PLR0913  # as torch's
+        ctx: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, hidden: torch.Tensor | None, scale: float
+    ) -> torch.Tensor:
+        """[k b, h, t, w] of three such, and float32[…, t, t] that is added to the scores."""
+        weights = torch.matmul(q.float(), k.float().mT).mul_(scale)
+        weights = torch.softmax(weights if hidden is None else weights.add_(hidden), dim=-1)
+        ctx.save_for_backward(q, k, v, weights)
+        ctx.scale = scale
+        return weights.to(v.dtype) @ v
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        """Of queries, keys and values."""
+        q, k, v, weights = ctx.saved_tensors
+        gy = gradients[0].to(v.dtype)
+        g_weights = (gy @ v.mT).float()
+        g_scores = g_weights.sub_((g_weights * weights).sum(-1, keepdim=True)).mul_(weights).mul_(ctx.scale).to(q.dtype)
+        return g_scores @ k, g_scores.mT @ q, weights.to(v.dtype).mT @ gy, None, None
+
+
+class PackedCalls(TorchFunctionMode):
+    """While it is on, dropout draws from `draws`, call by call, and attention is computed as suits a CPU where asked.
+
+    There torch's attention kernel takes two to six times as long in bfloat16 as in float32, most of all backward (torch
+    2.13), and below a hundred tokens still half as long again as plain products; what each gives is rounded to the same
+    dtype.
+    """
+
+    def __init__(self, draws: Draws | None, *, on_cpu: bool) -> None:
+        """Args: draws: None where the base drops nothing. on_cpu: attention of 16 bits as suits a CPU."""
         super().__init__()
         self._draws = draws
-        self._wide = wide_attention
+        self._on_cpu = on_cpu
         self._site = 0
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Replace what drops something, and attention."""
         kwargs = kwargs or {}
-        if func is functional.scaled_dot_product_attention and self._wide:
-            dtype = (args[0] if args else kwargs["query"]).dtype
-            wide = {name: _widened(value) for name, value in kwargs.items()}
-            with torch.autocast("cpu", enabled=False):  # it would narrow them again
-                return self._called(func, [_widened(value) for value in args], wide).to(dtype)
+        if self._draws is None and func is not functional.scaled_dot_product_attention:
+            return func(*args, **kwargs)  # nearly all of a thousand calls in a pass
+        if func is functional.scaled_dot_product_attention and self._on_cpu:
+            with torch.autocast("cpu", enabled=False):  # it would narrow what is float32
+                return self._attention(*args, **kwargs)
         return self._called(func, args, kwargs)
+
+    def _attention(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attn_mask: torch.Tensor | None = None,
+        dropout_p: float = 0.0,
+        is_causal: bool = False,  # noqa: FBT001, FBT002  # as torch's
+        **others: Any,
+    ) -> torch.Tensor:
+        tokens = key.shape[-2]
+        if tokens > SHORT or key.shape != query.shape or dropout_p:
+            wide = [x.float() if x is not None and x.is_floating_point() else x for x in (query, key, value, attn_mask)]
+            args = (*wide, dropout_p, is_causal)
+            found: torch.Tensor = self._called(functional.scaled_dot_product_attention, args, others)
+            return found.to(query.dtype)
+        scale = others.get("scale") or 1 / math.sqrt(query.shape[-1])
+        if is_causal:
+            attn_mask = torch.ones(tokens, tokens, dtype=torch.bool).tril()
+        if attn_mask is not None and attn_mask.dtype == torch.bool:
+            attn_mask = torch.zeros(attn_mask.shape).masked_fill_(~attn_mask, torch.finfo(torch.float32).min)
+        return ShortAttention.apply(query, key, value, attn_mask, scale)  # type: ignore[no-untyped-call,no-any-return]
 
     def _called(self, func: Any, args: Any, kwargs: Any) -> Any:
         probability = _probability(func, args, kwargs) if self._draws is not None else 0.0
@@ -96,10 +149,6 @@ class PackedCalls(TorchFunctionMode):
         if func is functional.dropout:
             return drop(args[0] if args else kwargs["input"])
         return _attention(drop, *args, **{name: value for name, value in kwargs.items() if name != "dropout_p"})
-
-
-def _widened(value: Any) -> Any:
-    return value.float() if isinstance(value, torch.Tensor) and value.is_floating_point() else value
 
 
 def _probability(func: Any, args: Any, kwargs: Any) -> float:

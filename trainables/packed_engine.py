@@ -291,9 +291,9 @@ class PackedEngine:
     def _calls(self, stack: Stack, moments: torch.Tensor) -> Any:
         """A context for the forward pass; none where the model's code computes everything as it is."""
         recomputed = self.config.training.gradient_checkpointing  # outside of this context: it has to do the same
-        wide = self.device.type == "cpu" and self.base.dtype != torch.float32 and not recomputed
+        on_cpu = self.device.type == "cpu" and self.base.dtype != torch.float32 and not recomputed
         draws = Draws(stack.keys(moments, self._own_sites), self.longest) if len(self._own_sites) else None
-        return PackedCalls(draws, wide_attention=wide) if wide or draws else nullcontext()
+        return PackedCalls(draws, on_cpu=on_cpu) if on_cpu or draws else nullcontext()
 
     def _batch(self, rows_k: list[list[int]]) -> Batch:
         """Rows of all slots, slot by slot; filled up to the longest of them."""

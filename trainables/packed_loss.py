@@ -16,7 +16,7 @@ import torch
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-CHUNK_BYTES = 2**26  # of float32 logits at once
+CHUNK_BYTES = {"cuda": 2**26, "cpu": 2**22}  # of float32 logits at once; in a CPU's cache
 LEAST_CHUNK = 512  # fewer read the output layer more often than they compute with it
 
 
@@ -75,7 +75,7 @@ class TokenLoss(torch.autograd.Function):
         losses_n = torch.empty(len(targets_n), dtype=torch.float32, device=hidden_nh.device)
         gradient_nh = torch.empty_like(hidden_nh) if ctx.needs_input_grad[0] else None
         weight_vh = head.linear.weight
-        for own in chunks(len(targets_n), len(weight_vh)):
+        for own in chunks(len(targets_n), len(weight_vh), hidden_nh.device.type):
             powers_cv = head.logits(hidden_nh[own]).float()
             slope_cv = head.slope(powers_cv)
             target_c1 = targets_n[own, None]
@@ -98,7 +98,7 @@ class TokenLoss(torch.autograd.Function):
         return gradient, None, None, None
 
 
-def chunks(targets: int, vocabulary: int) -> list[slice]:
-    """Slices of the targets whose logits take `CHUNK_BYTES` at most."""
-    size = max(LEAST_CHUNK, CHUNK_BYTES // (4 * vocabulary))
+def chunks(targets: int, vocabulary: int, on: str) -> list[slice]:
+    """Slices of the targets whose logits take `CHUNK_BYTES` of that kind of device at most."""
+    size = max(LEAST_CHUNK, CHUNK_BYTES[on] // (4 * vocabulary))
     return [slice(start, start + size) for start in range(0, targets, size)]

@@ -16,7 +16,7 @@ def test_losses_and_gradient_are_those_of_whole_logits(
     dtype: torch.dtype, bias: bool, shaped: dict[str, float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also where the targets need many chunks, and where one is far from what is expected."""
-    monkeypatch.setattr(packed_loss, "CHUNK_BYTES", 1)
+    monkeypatch.setitem(packed_loss.CHUNK_BYTES, "cpu", 1)
     torch.manual_seed(0)
     head = OutputLayer(torch.nn.Linear(16, 50, bias=bias).to(dtype).requires_grad_(requires_grad=False), **shaped)
     hidden = (10 * torch.randn(1200, 16)).to(dtype).requires_grad_()
@@ -29,4 +29,4 @@ def test_losses_and_gradient_are_those_of_whole_logits(
     torch.testing.assert_close(losses, expected, rtol=1e-5, atol=1e-5)
     off = (hidden.grad - other.grad).float().norm() / other.grad.float().norm()
     assert float(off) < (1e-2 if dtype == torch.bfloat16 else 1e-5)
-    assert len(chunks(1200, 50)) == 3
+    assert len(chunks(1200, 50, "cpu")) == 3

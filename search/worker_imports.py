@@ -1,0 +1,24 @@
+"""What a worker needs for its first trial; Ray imports this in the processes that it starts in advance.
+
+Whoever started them waits for the file that says that one can take a trial (`RayCluster.ready`).
+"""
+
+import os
+import threading
+from pathlib import Path
+
+from lorafront.search.environment import heavy_imports
+from lorafront.search.ray_cluster import READY
+
+SETTLED = 0.25  # seconds after the imports in which Ray hears that the process is idle
+
+try:
+    with heavy_imports("peft"):
+        import bitsandbytes  # noqa: F401
+        from transformers import PreTrainedModel  # noqa: F401
+
+        import lorafront.search.ray_trainable
+        import lorafront.trainables.packed_engine
+        import lorafront.trainables.peft_session  # noqa: F401
+finally:
+    threading.Timer(SETTLED, (Path(os.environ[READY]) / str(os.getpid())).touch).start()
