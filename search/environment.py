@@ -18,7 +18,7 @@ DEFAULTS = {
     "HF_HUB_DISABLE_TELEMETRY": "1",
     # Two OpenMP threads on contended cores can cost thirty times (measured on two cores); sleeping waiters do not.
     "OMP_WAIT_POLICY": "PASSIVE",
-    # glibc gives freed memory back and takes it again at every step, which costs workers on CPUs a twentieth of the time.
+    # Else glibc gives freed memory back and takes it again at every step: up to a fifth of the time of a step on CPUs.
     "MALLOC_MMAP_THRESHOLD_": str(2**25),
     "MALLOC_TRIM_THRESHOLD_": str(2**28),
     "TOKENIZERS_PARALLELISM": "false",
@@ -59,7 +59,43 @@ def heavy_imports(library: str) -> Iterator[None]:
         return
     gc.disable()
     try:
+        if library in {"transformers", "peft"}:
+            _without_what_nobody_uses()
         yield
     finally:
         gc.freeze()
         gc.enable()
+
+
+def _without_what_nobody_uses() -> None:
+    """Import two libraries without a fifth of what they bring along.
+
+    scikit-learn is there for an option of assisted generation; torch's compiler for kernels of bitsandbytes on devices
+    other than CPUs and GPUs, which it can do without.
+    """
+    import torch
+
+    import lorafront.trainables  # noqa: F401  # bitsandbytes is quiet from then on
+
+    compiler = torch.compile
+    torch.compile = _refused  # type: ignore[assignment]
+    try:
+        with contextlib.suppress(Exception):  # whoever needs it hears what is wrong with it
+            import bitsandbytes  # noqa: F401
+    finally:
+        torch.compile = compiler
+    if "sklearn" in sys.modules:
+        return
+    sys.modules["sklearn"] = None  # type: ignore[assignment]  # as Python's documentation has it: it is not found
+    try:
+        import transformers.generation
+        from transformers.utils.import_utils import is_sklearn_available
+
+        transformers.generation.GenerationMixin  # noqa: B018  # transformers imports it when it is asked for
+        is_sklearn_available.cache_clear()
+    finally:
+        del sys.modules["sklearn"]
+
+
+def _refused(*_: object, **__: object) -> None:
+    raise RuntimeError("not while bitsandbytes is imported")

@@ -14,7 +14,6 @@ SETTLED = 0.25  # seconds after the imports in which Ray hears that the process 
 
 try:
     with heavy_imports("peft"):
-        import bitsandbytes  # noqa: F401
         from transformers import PreTrainedModel  # noqa: F401
 
         import lorafront.search.ray_trainable

@@ -78,8 +78,9 @@ class BaseLinear:
     def _outlier_free(self, x: torch.Tensor) -> bool:
         """Whether an 8-bit product treats each row of this input for itself; bitsandbytes looks at it in float16."""
         module: Any = self.module
+        threshold: float = module.state.threshold
         low, high = x.aminmax()
-        return module.state.threshold <= 0 or float(torch.maximum(-low, high).half()) < module.state.threshold
+        return threshold <= 0 or float(torch.maximum(-low, high).half()) < threshold
 
     def _weight(self) -> torch.Tensor:
         """[o, i] in the base's dtype."""

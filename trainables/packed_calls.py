@@ -72,7 +72,7 @@ class ShortAttention(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(  # noqa: PLR0913  # as torch's
+    def forward(  # as torch's
         ctx: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, hidden: torch.Tensor | None, scale: float
     ) -> torch.Tensor:
         """[k b, h, t, w] of three such, and float32[…, t, t] that is added to the scores."""
@@ -124,7 +124,7 @@ class PackedCalls(TorchFunctionMode):
         value: torch.Tensor,
         attn_mask: torch.Tensor | None = None,
         dropout_p: float = 0.0,
-        is_causal: bool = False,  # noqa: FBT001, FBT002  # as torch's
+        is_causal: bool = False,  # as torch's
         **others: Any,
     ) -> torch.Tensor:
         tokens = key.shape[-2]
