@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
-SOURCES := pyproject.toml README.md $(wildcard search/*.py trainables/*.py spaces/*.py)
+SOURCES := pyproject.toml README.md $(wildcard search/*.py search/*.html trainables/*.py spaces/*.py)
 ROOT ?= runs
 
 .PHONY: demo test check-code tests faults clean

@@ -1,6 +1,6 @@
 """Take the README's pictures of the MLflow UI, in a real browser: the runs of a search, its front, a comparison.
 
-Needs `pip install playwright` and a Chromium (`apt-get install chromium`); nothing else in the project does.
+Needs the test tools and a Chromium (`apt-get install chromium`).
 
     lorafront run examples/demo.yaml --root runs
     python docs/mlflow_pictures.py --root runs --search demo

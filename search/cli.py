@@ -17,29 +17,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from lorafront.search import cli_choosing  # noqa: F401  # more commands
+from lorafront.search.cli_shared import Devices, Engine, File, Json, Name, Root, app, searches_under, study_of, terminal
 from lorafront.spaces.errors import InvalidInput, LorafrontError, NoFront
 from lorafront.trainables.shipped_architectures import SHIPPED
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
-    from lorafront.search.paths import RootPaths, SearchPaths
+    from lorafront.search.paths import RootPaths
     from lorafront.search.progress import Observer
     from lorafront.search.study_table import StudyTable
-
-app = typer.Typer(
-    help="Find the LoRA and QLoRA configurations that nobody can beat.",
-    no_args_is_help=True,
-    add_completion=True,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-)
-Root = Annotated[Path | None, typer.Option("--root", help="Folder of the searches [LORAFRONT_ROOT, else runs].")]
-Name = Annotated[str, typer.Argument(help="Name of a search.")]
-File = Annotated[Path, typer.Argument(help="Search file (YAML).")]
-Engine = Annotated[str, typer.Option(hidden=True, help="`toy` rehearses a search without training anything.")]
-Devices = Annotated[str, typer.Option(help="Pretend such GPUs, as in 2x24GB: how trials would be placed there.")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 @app.command()
@@ -84,7 +70,7 @@ def check(file: File, root: Root = None) -> None:
     from lorafront.search.search_file import read_search_file
 
     search = read_search_file(file)
-    paths = _root(root)
+    paths = searches_under(root)
     prepared = _placed(file, lambda: check_search(search, paths, file.absolute().parent))
     typer.echo(resolved_text(prepared, paths))
     try:
@@ -117,7 +103,7 @@ def plan(
         from lorafront.search.plan_question import Question, answer
 
     question = Question(file, model, gpu, batch, length, checkpointing, tflops)
-    gpus, paths = question.checked(), _root(root)
+    gpus, paths = question.checked(), searches_under(root)
     if sys.stderr.isatty():
         typer.echo(f"tracing training steps; what was traced before is in {paths.traced}", err=True)
     found = answer(question, gpus, paths) if file is None else _placed(file, lambda: answer(question, gpus, paths))
@@ -131,7 +117,7 @@ def plan(
     elif as_csv:
         typer.echo(plan_report.as_csv(found.plan), nl=False)
     else:
-        console = _console()
+        console = terminal()
         typer.echo(plan_report.headline(found.plan) + "\n")
         for table in plan_report.tables(found.plan):
             console.print(table)
@@ -148,7 +134,7 @@ def run(file: File, root: Root = None, engine: Engine = "process", devices: Devi
 
     start = time.monotonic()
     search = read_search_file(file)
-    paths = _root(root)
+    paths = searches_under(root)
     refuse_existing(paths.search(search.name))
     text = file.read_text(encoding="utf-8-sig")
     near = file.absolute().parent
@@ -168,8 +154,8 @@ def resume(name: Name, root: Root = None, engine: Engine = "process", devices: D
     from lorafront.search.run import resume_search
 
     start = time.monotonic()
-    table = resume_search(name, _root(root), _observer(), engine=engine, devices=rehearsed(devices))
-    _conclude(table, _root(root), time.monotonic() - start)
+    table = resume_search(name, searches_under(root), _observer(), engine=engine, devices=rehearsed(devices))
+    _conclude(table, searches_under(root), time.monotonic() - start)
 
 
 @app.command()
@@ -182,7 +168,7 @@ def stop(
     """Stop a search that runs: no new trials, those that run leave at their next rung; `resume` goes on."""
     from lorafront.search.requests import Request, send
 
-    table, paths = _study(name, root)
+    table, paths = study_of(name, root)
     if trial is not None and now:
         raise InvalidInput("a single trial ends at its next rung; give --trial or --now")
     if trial is not None and trial not in {running.number for running in table.running}:
@@ -212,14 +198,15 @@ def extend(
     from lorafront.search.run import resume_search
 
     start = time.monotonic()
-    table, paths = _study(name, root)
+    table, paths = study_of(name, root)
     asked = {"trials": trials, "gpu_hours": gpu_hours, "hours": hours}
     more = {limit: value for limit, value in asked.items() if value is not None}
     budget = extended(table.search.budget, more, table.spent)
     if send(paths, Request(kind="extend", budget=budget)):
         typer.echo(f"{name} goes on: {shown(budget, table.spent)}")
     else:
-        _conclude(resume_search(name, _root(root), _observer(), budget=budget), _root(root), time.monotonic() - start)
+        table = resume_search(name, searches_under(root), _observer(), budget=budget)
+        _conclude(table, searches_under(root), time.monotonic() - start)
 
 
 @app.command(name="list")
@@ -227,14 +214,14 @@ def list_searches(root: Root = None, as_json: Json = False) -> None:
     """List the searches."""
     from lorafront.search.tables import plain_table, search_rows
 
-    paths = _root(root)
+    paths = searches_under(root)
     rows = search_rows(paths)
     if as_json:
         typer.echo(json.dumps(rows, indent=2))
     elif not rows:
         typer.echo(f"no search under {paths.root.resolve()}")
     else:
-        _console().print(plain_table(rows))
+        terminal().print(plain_table(rows))
 
 
 @app.command()
@@ -243,12 +230,12 @@ def status(name: Name, root: Root = None, as_json: Json = False) -> None:
     from lorafront.search.ownership import is_driven
     from lorafront.search.tables import failure_lines, summary, trial_rows, trials_table
 
-    table, paths = _study(name, root)
+    table, paths = study_of(name, root)
     driven = is_driven(paths)
     if as_json:
         typer.echo(json.dumps(trial_rows(table), indent=2))
         return
-    _console().print(trials_table(table, driven=driven))
+    terminal().print(trials_table(table, driven=driven))
     typer.echo(summary(table))
     for line in failure_lines(table):
         typer.echo(line)
@@ -275,7 +262,7 @@ def pareto(
     from lorafront.search import front as fronts
     from lorafront.search.tables import front_csv, front_table
 
-    table, _ = _study(name, root)
+    table, _ = study_of(name, root)
     members = fronts.front_of(table)
     if under is not None:
         members = fronts.best_under(table, under)
@@ -293,7 +280,7 @@ def pareto(
     elif as_csv:
         typer.echo(front_csv(table, members), nl=False)
     else:
-        _console().print(front_table(table, members))
+        terminal().print(front_table(table, members))
 
 
 @app.command()
@@ -306,7 +293,7 @@ def export(
     """Write front members as folders that PEFT and transformers load."""
     from lorafront.search.export import export_front
 
-    folders = export_front(_root(root).existing(name), out, trial or ())
+    folders = export_front(searches_under(root).existing(name), out, trial or ())
     for folder in folders:
         typer.echo(str(folder))
 
@@ -317,8 +304,8 @@ def mlflow_sync(name: Name, root: Root = None) -> None:
     from lorafront.search.mlflow_tracker import open_tracking, shown, sync
     from lorafront.search.ownership import owned
 
-    paths = _root(root)
-    table, search_paths = _study(name, root)
+    paths = searches_under(root)
+    table, search_paths = study_of(name, root)
     tracking = open_tracking(table.search, paths)
     if tracking.problem:
         raise InvalidInput(tracking.problem)
@@ -332,7 +319,7 @@ def doctor(name: Name, root: Root = None) -> None:
     """Check that study, trials' files and MLflow of a search fit together; exits 0, or 5 (mendable), or 6 (damage)."""
     from lorafront.search.doctor_report import consult
 
-    found = consult(_root(root), name, typer.echo)
+    found = consult(searches_under(root), name, typer.echo)
     if found:
         sys.exit(6 if any(finding.damage for finding in found) else 5)
 
@@ -346,7 +333,7 @@ def ui(
     from lorafront.search import environment  # noqa: F401  # before MLflow
     from lorafront.search.mlflow_ui import serve
 
-    serve(_root(root), port, typer.echo)
+    serve(searches_under(root), port, typer.echo)
 
 
 def main() -> None:
@@ -372,29 +359,10 @@ def _placed(file: Path, work: Any) -> Any:
         raise InvalidInput(locate(error.problems, file, read_yaml(file)[1])) from error
 
 
-def _root(root: Path | None) -> RootPaths:
-    from lorafront.search.paths import RootPaths, default_root
-
-    return RootPaths(root or default_root())
-
-
-def _study(name: str, root: Path | None) -> tuple[StudyTable, SearchPaths]:
-    from lorafront.search.study_table import read_study
-
-    paths = _root(root).existing(name)
-    return read_study(paths.study_db), paths
-
-
-def _console() -> Console:
-    from rich.console import Console
-
-    return Console()
-
-
 def _observer() -> Observer:
     from lorafront.search.progress import LiveTable, PlainLines
 
-    console = _console()
+    console = terminal()
     return LiveTable(console) if console.is_terminal else PlainLines(typer.echo)
 
 
@@ -406,7 +374,7 @@ def _conclude(table: StudyTable, root: RootPaths, seconds: float) -> None:
     paths = root.search(table.search.name)
     members = front_of(table)
     if members:
-        _console().print(front_table(table, members))
+        terminal().print(front_table(table, members))
     for line in reference_lines(table):
         typer.echo(line)
     typer.echo(f"{len(table.counted)} trials recorded; this run took {seconds // 60:.0f} min {seconds % 60:.0f} s")

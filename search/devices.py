@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING
 import psutil
 import torch
 
+from lorafront.search.gpu_memory import CONTEXT
 from lorafront.search.placement import MACHINE, WHOLE, WORKER, Devices, Placement
-from lorafront.spaces.sizes import GIB, MIB, parse_size
+from lorafront.spaces.sizes import GIB, parse_size
 
 if TYPE_CHECKING:
     from lorafront.search.search_file import SearchFile
     from lorafront.trainables.model_facts import ModelFacts
 
-CONTEXT = 768 * MIB  # CUDA's context, kernels and fragmentation, until a trial has measured them; not measured here
 LIBRARIES = GIB  # resident in a worker without a GPU beside its tensors; 0.7 to 0.8 GiB measured
 LARGE = 1 / 8  # of a machine's memory that weights in all workers may take before trials are placed by memory
 CGROUP = Path("/sys/fs/cgroup")  # of this container

@@ -57,6 +57,13 @@ def values(trial: TrialRecord, objectives: Sequence[Objective]) -> list[float]:
     return [_number(trial.measurements.get(objective.name)) for objective in objectives]
 
 
+def axes_of(objectives: Sequence[Objective]) -> tuple[Objective, Objective]:
+    """What a picture has from left to right and from bottom to top: the first cost, and the first quality."""
+    vertical = next((o for o in objectives if o.quality), objectives[0])
+    others = [o for o in objectives if o is not vertical]
+    return next((o for o in others if not o.quality), others[0]), vertical
+
+
 def front_of(table: StudyTable) -> list[TrialRecord]:
     """The front of a study."""
     return front(table.complete, table.search.objective_list, table.search.limits)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from lorafront.search.correction import Correction
-from lorafront.search.devices import CONTEXT
+from lorafront.search.gpu_memory import CONTEXT, OVER, TIERS
 from lorafront.search.placement import WHOLE, Devices
 from lorafront.search.plan_subject import Subject
 from lorafront.spaces.errors import InvalidInput, NotTraced, Problem
@@ -23,9 +23,6 @@ from lorafront.spaces.sizes import GIB, MIB, parse_size
 from lorafront.trainables.memory_model import Breakdown, Shapes
 
 LARGEST_BATCH = 4096  # nobody asks for more rows
-# The sizes of GPU memory by which guides and the presets group configurations; what needs more is over the last.
-TIERS = {"under 6 GB": 6 * GIB, "6-8 GB": 8 * GIB, "8-12 GB": 12 * GIB, "12-16 GB": 16 * GIB}
-OVER = "over 16 GB"
 
 
 @dataclass(frozen=True)

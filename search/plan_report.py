@@ -11,8 +11,8 @@ from typing import Any
 from rich.table import Table
 
 from lorafront.search.correction import MARGIN
-from lorafront.search.devices import CONTEXT
-from lorafront.search.plan import LARGEST_BATCH, OVER, TIERS, Limits, Plan, Row, limits
+from lorafront.search.gpu_memory import CONTEXT, OVER, TIERS
+from lorafront.search.plan import LARGEST_BATCH, Limits, Plan, Row, limits
 from lorafront.search.plan_question import Answer
 from lorafront.search.tables import COMPACT
 from lorafront.spaces.sizes import GIB, MIB

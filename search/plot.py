@@ -11,7 +11,7 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from lorafront.search.front import front_of, values
+from lorafront.search.front import axes_of, front_of, values
 from lorafront.search.study_table import StudyTable, TrialRecord
 from lorafront.search.tables import number
 from lorafront.spaces.objectives import Objective
@@ -29,9 +29,7 @@ COLOURS = {
 def plot_front(table: StudyTable, path: Path) -> None:
     """Write a PNG: the first objective that is a quality over the first one that is a cost."""
     objectives = table.search.objective_list
-    vertical = next((o for o in objectives if o.quality), objectives[0])
-    others = [o for o in objectives if o is not vertical]
-    horizontal = next((o for o in others if not o.quality), others[0])
+    horizontal, vertical = axes_of(objectives)
     members = front_of(table)
     figure = Figure(figsize=(9, 5.5), dpi=150, layout="constrained")
     axes = figure.add_subplot()

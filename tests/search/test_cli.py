@@ -122,6 +122,27 @@ def test_best_under_a_limit(run: Run, toy_search: str, tmp_path: Path) -> None:
     assert run("pareto", toy_search, "--under", "lots")[0] == 2
 
 
+def test_a_recommendation_for_people_and_programs(run: Run, toy_search: str) -> None:
+    """The best that fits with its process, the same in both forms; exit code 4 where nothing fits, 2 for no size."""
+    code, out, _ = run("recommend", toy_search, "--vram", "8GB", "--json")
+    found = json.loads(out)["recommended"]
+    assert (code, found["need_gib"] <= 8) == (0, True)
+    told = run("recommend", toy_search, "--vram", "8GB")[1]
+    assert told.startswith(f"take trial {found['trial']}: ")
+    assert f"lorafront export toy --trial {found['trial']} --out DIR" in told
+    assert max(map(len, told.splitlines())) <= 80
+    assert run("recommend", toy_search, "--vram", "512MB")[0] == 4
+    assert run("recommend", toy_search, "--vram", "lots")[0] == 2
+
+
+def test_a_report_stands_where_it_was_asked_for(run: Run, toy_search: str, tmp_path: Path) -> None:
+    """Else beside the study."""
+    assert run("report", toy_search)[1].split() == ["runs/toy/report.html", "runs/toy/report.md"]
+    assert run("report", toy_search, "--out", "there/r.html")[0] == 0
+    assert "<title>toy: lorafront report</title>" in (tmp_path / "there" / "r.html").read_text()
+    assert (tmp_path / "there" / "r.md").read_text() == (tmp_path / "runs/toy/report.md").read_text()
+
+
 def test_list_and_status(run: Run, toy_search: str) -> None:
     """`list` counts what `status` shows, failures with their reason included."""
     assert json.loads(run("list", "--json")[1])[0]["trials"] == 10

@@ -18,7 +18,7 @@ from support import TINY_LLAMA
 
 from lorafront.search import plan_report
 from lorafront.search.correction import Correction
-from lorafront.search.devices import CONTEXT
+from lorafront.search.gpu_memory import CONTEXT
 from lorafront.search.known_limits import configurations
 from lorafront.search.paths import RootPaths
 from lorafront.search.placement import WHOLE, Devices, Placement

@@ -1,0 +1,56 @@
+"""Commands that choose from a front."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lorafront.search.cli_shared import Json, Name, Root, app, study_of, terminal
+from lorafront.spaces.errors import InvalidInput
+
+
+@app.command()
+def recommend(
+    name: Name,
+    vram: Annotated[str | None, typer.Option(help="Memory of the GPU, such as 8GB [the knee of the front].")] = None,
+    root: Root = None,
+    as_json: Json = False,
+) -> None:
+    """Say which configuration to take, why, and what the next better costs and the next cheaper loses."""
+    from lorafront.search import recommendation
+    from lorafront.spaces.sizes import parse_size
+
+    table, _ = study_of(name, root)
+    try:
+        size = None if vram is None else parse_size(vram)
+    except ValueError as error:
+        raise InvalidInput(f"--vram {error}") from error
+    found = recommendation.recommend(table, size)
+    if as_json:
+        typer.echo(json.dumps(recommendation.as_json(found), indent=2))
+        return
+    for line in recommendation.lines(found):
+        typer.echo(line)
+    terminal().print(recommendation.tiers_table(found))
+    typer.echo(f"export:  lorafront export {name} --trial {found.trial.number} --out DIR")
+
+
+@app.command()
+def report(
+    name: Name,
+    out: Annotated[Path | None, typer.Option(help="File to write [report.html in the folder of the search].")] = None,
+    root: Root = None,
+) -> None:
+    """Write one HTML file with the front, its figures and how to repeat it, and a Markdown version beside it."""
+    from lorafront.search.report import as_html, as_markdown
+    from lorafront.trainables.checkpoint import write_text
+
+    table, paths = study_of(name, root)
+    file = out or paths.folder / "report.html"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_text(file, as_html(table))
+    write_text(file.with_suffix(".md"), as_markdown(table))
+    typer.echo(f"{file}\n{file.with_suffix('.md')}")

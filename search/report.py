@@ -1,0 +1,178 @@
+"""A search as one HTML file that needs no network, and as Markdown."""
+
+from __future__ import annotations
+
+import io
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from importlib.resources import files
+from typing import Any
+
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+from ruamel.yaml import YAML
+
+from lorafront.search import budget, recommendation, report_figures
+from lorafront.search.front import front_of, values
+from lorafront.search.importance import importances
+from lorafront.search.study_table import StudyTable
+from lorafront.search.tables import number, reference_lines, short, summary
+from lorafront.spaces.errors import InvalidInput, NoFront
+
+PACKAGES = ("lorafront", "ray", "optuna", "torch", "transformers", "peft", "bitsandbytes", "datasets", "mlflow")
+MOST_NAMED = 8  # trials of one outcome
+
+
+@dataclass(frozen=True)
+class Section:
+    """A figure with its heading and what it says."""
+
+    name: str
+    title: str
+    says: str
+    figure: Any
+
+
+def as_html(table: StudyTable) -> str:
+    """The whole report; plotly's own script is in it."""
+    from plotly.io import to_html
+    from plotly.offline import get_plotlyjs
+
+    search = table.search
+    environment = Environment(autoescape=True, undefined=StrictUndefined)
+    template = environment.from_string(files("lorafront.search").joinpath("report.html").read_text(encoding="utf-8"))
+    figures = [
+        {
+            "name": section.name, "title": section.title, "says": section.says,
+            "html": Markup(  # noqa: S704  # plotly escapes what stands in it
+                to_html(section.figure, full_html=False, include_plotlyjs=False, div_id=f"figure-{section.name}",
+                        config={"displaylogo": False, "responsive": True})
+            ),
+        }
+        for section in sections(table)
+    ]  # fmt: skip
+    return template.render(
+        name=search.name,
+        model=short(search.model.name),
+        data=short(search.data.path),
+        spent=budget.shown(search.budget, table.spent),
+        recommended=recommended(table),
+        front=front_rows(table),
+        references=reference_lines(table),
+        figures=figures,
+        ends=ends(table),
+        notes=table.notes,
+        versions=versions(),
+        yaml=as_yaml(table),
+        plotly_js=Markup(get_plotlyjs()),  # noqa: S704  # plotly's own
+    )
+
+
+def as_markdown(table: StudyTable) -> str:
+    """What can be said without figures."""
+    rows = front_rows(table)
+    heads = [heading["text"] for heading in rows["headings"]]
+    lines = [f"# {table.search.name}", "", summary(table, markdown=True), ""]
+    lines += [f"> {line}" for line in recommended(table)]
+    if rows["rows"]:
+        lines += ["", "## Pareto front", "", f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}"]
+        lines += [f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in rows["rows"]]
+    lines += ["", "## How trials ended", ""]
+    lines += [f"- {end['count']} x {end['outcome']}: {end['detail']}" for end in ends(table)]
+    lines += ["", "## To repeat it", "", f"Installed where this was written: {versions()}", ""]
+    return "\n".join([*lines, "```yaml", as_yaml(table).rstrip(), "```", ""])
+
+
+def sections(table: StudyTable) -> list[Section]:
+    """The figures that the data supports, in their order."""
+    shares = importances(table)
+    found = [
+        Section(
+            "trials", "All trials", "Each point is a trial at full fidelity; hover for its configuration.",
+            report_figures.front_figure(table),
+        ),
+        Section(
+            "curves", "Learning curves", "Quality at each rung; trials are only compared at the same rung.",
+            report_figures.curves_figure(table),
+        ),
+        Section(
+            "hypervolume", "Progress", "How much of the final front the search had found after how much training.",
+            report_figures.hypervolume_figure(table),
+        ),
+        Section(
+            "parallel", "Configurations", "A line is a trial; drag along an axis to see those within a range alone.",
+            report_figures.parallel_figure(table),
+        ),
+        Section(
+            "importance", "Which hyperparameters matter",
+            "PED-ANOVA (Watanabe et al. 2023) over the trials of this search, which its sampler chose: a hint at what "
+            "separates good from bad, no measured effect.",
+            report_figures.importance_figure(shares),
+        ),
+        Section(
+            "memory", "Predicted against measured VRAM", "Peaks predicted before a trial, and measured in it.",
+            report_figures.memory_figure(table),
+        ),
+    ]  # fmt: skip
+    return [section for section in found if section.figure is not None]
+
+
+def recommended(table: StudyTable) -> Sequence[str]:
+    """What `lorafront recommend` says; nothing where it has nothing to say."""
+    try:
+        return recommendation.lines(recommendation.recommend(table))
+    except (InvalidInput, NoFront):
+        return []
+
+
+def front_rows(table: StudyTable) -> dict[str, Any]:
+    """The front as headings and rows of text."""
+    objectives = table.search.objective_list
+    headings = [{"text": "trial", "number": True}, {"text": "configuration", "number": False}]
+    headings += [{"text": text, "number": True} for text in ("learning rate", "dropout")]
+    headings += [{"text": f"{o.label} {f'({o.unit})' if o.unit else ''}".strip(), "number": True} for o in objectives]
+    rows = [
+        [
+            str(trial.number), trial.lora.label, f"{trial.lora.learning_rate:.3g}", f"{trial.lora.dropout:.3g}",
+            *(number(v, o) for v, o in zip(values(trial, objectives), objectives, strict=True)),
+        ]
+        for trial in front_of(table)
+    ]  # fmt: skip
+    return {"headings": headings, "rows": rows}
+
+
+def ends(table: StudyTable) -> list[dict[str, Any]]:
+    """How trials ended, the most frequent first, with the last line of what failed ones said."""
+    counted = Counter(trial.outcome for trial in table.trials if trial.outcome is not None)
+    found = []
+    for outcome, count in counted.most_common():
+        trials = [trial for trial in table.trials if trial.outcome is outcome]
+        errors = [trial.result.error.strip().splitlines() for trial in trials if trial.result]
+        said = sorted({error[-1] for error in errors if error})
+        named = ", ".join(str(trial.number) for trial in trials[:MOST_NAMED])
+        more = " and others" if count > MOST_NAMED else ""
+        detail = f"trial{'' if count == 1 else 's'} {named}{more}" + (f": {'; '.join(said)}" if said else "")
+        found.append({"outcome": outcome.value, "count": count, "detail": detail})
+    return found
+
+
+def as_yaml(table: StudyTable) -> str:
+    """The search file with every default."""
+    stream, yaml = io.StringIO(), YAML()
+    yaml.default_flow_style = None
+    yaml.width = 76
+    yaml.dump(table.search.model_dump(mode="json", exclude_none=True), stream)
+    return stream.getvalue()
+
+
+def versions() -> str:
+    """Of the packages that a search is made of."""
+    found = []
+    for name in PACKAGES:
+        try:
+            found.append(f"{name} {version(name)}")
+        except PackageNotFoundError:
+            continue
+    return ", ".join(found)
