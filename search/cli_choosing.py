@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import textwrap
 from pathlib import Path
 from typing import Annotated
 
@@ -33,9 +34,11 @@ def recommend(
         typer.echo(json.dumps(recommendation.as_json(found), indent=2))
         return
     for line in recommendation.lines(found):
-        typer.echo(line)
+        typer.echo(textwrap.fill(line, 80, subsequent_indent="  "))
     terminal().print(recommendation.tiers_table(found))
-    typer.echo(f"export:  lorafront export {name} --trial {found.trial.number} --out DIR")
+    typer.echo(
+        f"export:  lorafront export {name} --trial {found.trial.number} --out DIR" + (f" --root {root}" if root else "")
+    )
 
 
 @app.command()
@@ -49,8 +52,19 @@ def report(
     from lorafront.trainables.checkpoint import write_text
 
     table, paths = study_of(name, root)
-    file = out or paths.folder / "report.html"
+    file = out or paths.report_html
+    if file.suffix == ".md" or file.is_dir() or any(parent.is_file() for parent in file.parents):
+        raise InvalidInput(f"--out {file} is no place for a web page; give a name such as report.html")
     file.parent.mkdir(parents=True, exist_ok=True)
     write_text(file, as_html(table))
     write_text(file.with_suffix(".md"), as_markdown(table))
     typer.echo(f"{file}\n{file.with_suffix('.md')}")
+    if file == paths.report_html:
+        typer.echo(
+            f"MLflow's parent run gets both with: lorafront mlflow-sync {name}" + (f" --root {root}" if root else "")
+        )
+
+
+def _option(root: Path | None) -> str:
+    """Of a command that finds the same search."""
+    return f" --root {root}" if root else ""

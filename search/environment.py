@@ -10,6 +10,7 @@ import gc
 import os
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 DEFAULTS = {
     # Nothing is reported to anybody.
@@ -70,15 +71,15 @@ def heavy_imports(library: str) -> Iterator[None]:
 def _without_what_nobody_uses() -> None:
     """Import two libraries without a fifth of what they bring along.
 
-    scikit-learn is there for an option of assisted generation; torch's compiler for kernels of bitsandbytes on devices
-    other than CPUs and GPUs, which it can do without.
+    scikit-learn is there for an option of assisted generation, which from then on says that it is missing. torch's
+    compiler is for kernels of bitsandbytes on devices for which it has no others; they are not compiled.
     """
     import torch
 
     import lorafront.trainables  # noqa: F401  # bitsandbytes is quiet from then on
 
     compiler = torch.compile
-    torch.compile = _refused  # type: ignore[assignment]
+    torch.compile = _uncompiled  # type: ignore[assignment]
     try:
         with contextlib.suppress(Exception):  # whoever needs it hears what is wrong with it
             import bitsandbytes  # noqa: F401
@@ -89,13 +90,12 @@ def _without_what_nobody_uses() -> None:
     sys.modules["sklearn"] = None  # type: ignore[assignment]  # as Python's documentation has it: it is not found
     try:
         import transformers.generation
-        from transformers.utils.import_utils import is_sklearn_available
 
         transformers.generation.GenerationMixin  # noqa: B018  # transformers imports it when it is asked for
-        is_sklearn_available.cache_clear()
     finally:
         del sys.modules["sklearn"]
 
 
-def _refused(*_: object, **__: object) -> None:
-    raise RuntimeError("not while bitsandbytes is imported")
+def _uncompiled(function: Any = None, **_: object) -> Any:
+    """As a decorator with or without arguments."""
+    return _uncompiled if function is None else function

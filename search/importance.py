@@ -27,7 +27,8 @@ def importances(table: StudyTable) -> dict[str, dict[str, float]]:
     for objective in table.search.objective_list:
         trials = [trial for trial in table.complete if math.isfinite(values(trial, [objective])[0])]
         spaces = _spaces(trials)
-        if len(trials) < LEAST_TRIALS or len(spaces) <= 1:
+        same = len({values(trial, [objective])[0] for trial in trials}) <= 1
+        if len(trials) < LEAST_TRIALS or len(spaces) <= 1 or same:
             continue
         study = optuna.create_study(direction=objective.direction)
         for trial in trials:

@@ -313,7 +313,8 @@ class Projection:
         client.log_batch(self._parent, metrics=[Metric(key, value, now, 0) for key, value in counts.items()])
         client.set_tag(self._parent, "mlflow.note.content", summary(table, markdown=True))
         client.log_text(self._parent, front_csv(table), "front.csv")
-        for file in (self.paths.front_json, self.paths.front_png):
+        report = self.paths.report_html
+        for file in (self.paths.front_json, self.paths.front_png, report, report.with_suffix(".md")):
             if file.is_file():
                 client.log_artifact(self._parent, str(file))
         client.set_terminated(self._parent, "KILLED" if table.running and not table.over else "FINISHED")

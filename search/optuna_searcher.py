@@ -51,7 +51,7 @@ class Workplace:
         placement: who sits where.
         slots: packed trials in flight at most; None packs nothing.
         workers: that they are spread over.
-        ready: returns when a worker can start.
+        ready: returns when a worker can start, or what it is given says that none will.
     """
 
     dispatch: Callable[[int, LoraConfiguration, Seat, Need], dict[str, Any]]
@@ -67,7 +67,7 @@ class Workplace:
     placement: Placement = field(default_factory=Placement)
     slots: int | None = None
     workers: int = 1
-    ready: Callable[[], object] = lambda: None
+    ready: Callable[[Callable[[], bool]], object] = lambda _: None
 
 
 class OptunaSearcher(Searcher):  # type: ignore[misc]  # Ray is untyped
@@ -137,7 +137,7 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]  # Ray is untyped
         trials = self.fill(trial_id)
         if trials:
             seat = self._workplace.placement.seat_of(trial_id)
-            self._workplace.ready()
+            self._workplace.ready(lambda: self._steering.stopping)
             return {RESOURCES: self._workplace.resources(seat), JOIN: trials}
         if self._steering.stopping or self.halted or not self.busy:
             self.over = True

@@ -165,6 +165,11 @@ class SearchPaths:
         return self.folder / "front.json"
 
     @property
+    def report_html(self) -> Path:
+        """The report, once somebody has asked for it; `report.md` stands beside it."""
+        return self.folder / "report.html"
+
+    @property
     def trials(self) -> Path:
         """Folder of the trials' folders."""
         return self.folder / "trials"

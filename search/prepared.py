@@ -25,6 +25,7 @@ from lorafront.trainables.engines import PROCESS, why_not_packed
 from lorafront.trainables.execution import Execution, executions
 from lorafront.trainables.known_measurements import known_measurements
 from lorafront.trainables.model_facts import ModelFacts
+from lorafront.trainables.packed_bucket import bucket_rank
 from lorafront.trainables.task import task_named
 
 VRAM = "peak_vram_gb"
@@ -122,7 +123,8 @@ class Prepared:
 
     def slot_bytes(self, lora: LoraConfiguration) -> int | None:
         """Bytes that it adds to them in a pack, with the margin of a placement; None where that is not predicted."""
-        predicted, correction = self.predicted(lora), self.placement.correction(lora.quantization)
+        filled = lora.model_copy(update={"rank": bucket_rank(lora.rank, models.device())})
+        predicted, correction = self.predicted(filled), self.placement.correction(lora.quantization)
         return predicted and correction.with_margin(predicted.needed - predicted.shared)
 
     def why_process(self, lora: LoraConfiguration) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import lorafront.search.environment  # isort: skip  # noqa: F401  # before Ray
 
+import contextlib
 import logging
 import os
 import shutil
@@ -11,10 +12,14 @@ import tempfile
 import threading
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
+
+import psutil
+
+from lorafront.spaces.sizes import GIB
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from lorafront.search.placement import Devices
     from lorafront.search.search_file import SearchFile
@@ -22,6 +27,8 @@ if TYPE_CHECKING:
 SOCKET_ROOM = 20  # characters of a temporary folder; Ray puts sockets below it, whose names have a limit of 107
 IMPORTS = "lorafront.search.worker_imports"
 READY = "LORAFRONT_READY"  # the folder in which each process that has imported them leaves a file
+IMPORTED = GIB  # more than a process holds after them; half of that measured
+SHARE = 1 / 4  # of the free memory that all of them may take
 PATIENCE = 60.0  # seconds for the imports; after them Ray starts processes that import by themselves
 
 
@@ -74,15 +81,19 @@ class RayCluster:
             logging.getLogger(name).setLevel(logging.CRITICAL)  # what went wrong with a trial is told by the observer
         return self._scratch / "tune"
 
-    def ready(self) -> None:
-        """Wait until the processes that were started in advance can take a trial; else Ray would start others."""
+    def ready(self, given_up: Callable[[], bool] = lambda: False) -> None:
+        """Wait until the processes that were started in advance can take a trial; else Ray would start others.
+
+        Args:
+            given_up: asked meanwhile whether no trial will start after all.
+        """
         import ray
 
         if not self._imports or self._thread is None:
             return
         end = time.monotonic() + PATIENCE
         cores = int(ray.cluster_resources().get("CPU", 0))
-        while len(list(self._started.iterdir())) < cores and time.monotonic() < end:
+        while len(list(self._started.iterdir())) < cores and time.monotonic() < end and not given_up():
             time.sleep(0.05)
         self._imports = False  # what Ray starts later, it starts for a trial
 
@@ -100,21 +111,19 @@ class RayCluster:
     def _live(self) -> None:
         import ray
 
-        try:
-            _start(self._scratch / "ray", self._gpus, self._started if self._imports else None)
-        except BaseException as error:  # noqa: BLE001  # raised by whoever waits
-            self._failure = error
-        self._up.set()
-        self._over.wait()
-        ray.shutdown()
+        with _workers_as_started(), _named(READY, self._started):
+            try:
+                _start(self._scratch / "ray", self._gpus, imports=self._imports)
+            except BaseException as error:  # noqa: BLE001  # raised by whoever waits
+                self._failure = error
+            self._up.set()
+            self._over.wait()
+            ray.shutdown()
 
 
-def _start(folder: Path, gpus: int | None, ready: Path | None) -> None:
+def _start(folder: Path, gpus: int | None, *, imports: bool) -> None:
     import ray
 
-    _take_started_workers()
-    if ready is not None:
-        os.environ[READY] = str(ready)  # Ray's processes inherit it
     ray.init(
         address="local",  # whatever RAY_ADDRESS says: a search in one process tree is what was asked for
         num_gpus=gpus,
@@ -124,27 +133,47 @@ def _start(folder: Path, gpus: int | None, ready: Path | None) -> None:
         configure_logging=True,
         _temp_dir=str(folder),
         _node_ip_address="127.0.0.1",
-        _system_config={"preload_python_modules": [IMPORTS]} if ready is not None else None,
+        _system_config={"preload_python_modules": [IMPORTS]} if imports else None,
     )
 
 
-def _take_started_workers() -> None:
+@contextlib.contextmanager
+def _workers_as_started() -> Iterator[None]:
     """Ray Tune's actors get the processes that Ray has started already.
 
-    Ray Tune gives its actors environment variables of their own (Ray 2.60), which they have anyway on this machine;
-    with such, Ray starts new processes for them and ends the others.
+    Ray Tune gives its actors environment variables of their own (Ray 2.60); with such, Ray starts new processes for
+    them and ends the others. On this machine they inherit those of the driver anyway.
     """
     from ray.tune.execution import class_cache
 
-    for name in ("DEFAULT_ENV_VARS", "ENV_VARS_TO_PROPAGATE"):
-        getattr(class_cache, name, set[str]()).clear()
+    own = [getattr(class_cache, name, set[str]()) for name in ("DEFAULT_ENV_VARS", "ENV_VARS_TO_PROPAGATE")]
+    before: list[Any] = [variables.copy() for variables in own]
+    for variables in own:
+        variables.clear()
+    try:
+        yield
+    finally:
+        for variables, kept in zip(own, before, strict=True):
+            variables.update(kept)
+
+
+@contextlib.contextmanager
+def _named(variable: str, folder: Path) -> Iterator[None]:
+    """The processes that start meanwhile inherit where a folder is."""
+    os.environ[variable] = str(folder)
+    try:
+        yield
+    finally:
+        os.environ.pop(variable, None)
 
 
 def one_for_each_core(search: SearchFile) -> bool:
-    """Whether as many workers are wanted as there are cores: no GPU to share, and one core for each."""
-    gpus = any(any(Path("/dev").glob(name)) for name in ("nvidia[0-9]*", "kfd"))  # NVIDIA's, AMD's
-    cores, resources = os.cpu_count() or 1, search.resources
-    return not gpus and resources.cpus_per_trial == 1 and (resources.max_concurrent or cores) >= cores
+    """Whether as many workers are wanted as there are cores: no GPU to share, one core for each, and room for all."""
+    gpus = any(any(Path("/dev").glob(name)) for name in ("nvidia[0-9]*", "kfd", "dxg"))  # NVIDIA's, AMD's, Windows'
+    cores, resources, trials = os.cpu_count() or 1, search.resources, search.budget.trials
+    most = min(resources.max_concurrent or cores, trials or cores)
+    room = cores * IMPORTED < psutil.virtual_memory().available * SHARE and resources.memory_per_worker is None
+    return not gpus and resources.cpus_per_trial == 1 and most >= cores and room
 
 
 def workers(search: SearchFile, seats: int | None) -> int:

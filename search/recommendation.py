@@ -21,6 +21,7 @@ from lorafront.search.tables import COMPACT, number
 from lorafront.spaces.errors import InvalidInput, NoFront
 from lorafront.spaces.objectives import OBJECTIVES, Objective
 from lorafront.spaces.sizes import GIB
+from lorafront.trainables.session import PREDICTED
 
 LEAST_KNEE = 3  # members of a front: fewer bend nowhere
 
@@ -35,6 +36,7 @@ class Recommendation:
         quality: the objective by which others are better or worse.
         better: the front member that is next better and what more it needs; None where none is better.
         cheaper: the front member that needs less and loses least; None where none needs less.
+        unknown: how many members of the front were left out, because nobody knows their peak.
         knee: number of the trial at the front's knee; None where there is none.
         tiers: for each tier of GPU memory the best that fits its largest card; None where none does.
     """
@@ -44,6 +46,7 @@ class Recommendation:
     quality: Objective
     better: TrialRecord | None
     cheaper: TrialRecord | None
+    unknown: int
     knee: int | None
     tiers: tuple[tuple[str, TrialRecord | None], ...]
 
@@ -62,7 +65,8 @@ def recommend(table: StudyTable, vram: int | None = None) -> Recommendation:
     quality = next((objective for objective in table.search.objective_list if objective.quality), None)
     if quality is None:
         raise InvalidInput("the search has no objective of quality to recommend by")
-    members = _ladder(front_of(table), quality)
+    front = front_of(table)
+    members = _ladder(front, quality)
     if not members:
         raise NoFront(f"search {table.search.name!r} has no feasible trial at full fidelity with a measured peak yet")
     bend = knee([_point(trial, quality) for trial in members])
@@ -72,12 +76,10 @@ def recommend(table: StudyTable, vram: int | None = None) -> Recommendation:
         raise NoFront(f"nothing on the front of {table.search.name!r} fits: the smallest needs {least:.2f} GiB")
     if vram is None and bend is not None:
         chosen = members[bend]
-        why = f"the knee of a front of {len(members)}: from there on, less memory costs the most"
+        why = "the knee of the front: furthest below the line between its ends"
     else:
         chosen = fitting[0]
-        among = f"the {len(fitting)} members of the front" if len(fitting) > 1 else "the only member of the front"
-        fit = "" if vram is None else f" that fit{'s' if len(fitting) == 1 else ''} in {vram / GIB:g} GiB"
-        why = f"{'the best ' + quality.label + ' of ' if len(fitting) > 1 else ''}{among}{fit}"
+        why = f"the best {quality.label} of the front" + ("" if vram is None else f" that fits in {vram / GIB:.4g} GiB")
     place = members.index(chosen)
     sizes = [*TIERS.items(), (OVER, math.inf)]
     return Recommendation(
@@ -87,6 +89,7 @@ def recommend(table: StudyTable, vram: int | None = None) -> Recommendation:
         better=members[place - 1] if place else None,
         cheaper=members[place + 1] if place + 1 < len(members) else None,
         knee=None if bend is None else members[bend].number,
+        unknown=sum(not _measured(trial) for trial in front),
         tiers=tuple((name, next((t for t in members if need(t) <= size), None)) for name, size in sizes),
     )
 
@@ -131,7 +134,7 @@ def _ladder(members: Sequence[TrialRecord], quality: Objective) -> list[TrialRec
 
     A front of three objectives has others, which some third objective keeps there.
     """
-    measured = [trial for trial in members if isinstance(trial.measurements.get(VRAM), (int, float))]
+    measured = [trial for trial in members if _measured(trial)]
     ladder: list[TrialRecord] = []
     for trial in sorted(measured, key=lambda trial: (*_point(trial, quality), trial.number)):
         if not ladder or need(trial) < need(ladder[-1]):
@@ -139,11 +142,21 @@ def _ladder(members: Sequence[TrialRecord], quality: Objective) -> list[TrialRec
     return ladder
 
 
+def _measured(trial: TrialRecord) -> bool:
+    return isinstance(trial.measurements.get(VRAM), (int, float))
+
+
+def needs(trial: TrialRecord) -> str:
+    """In GiB, with a word where its peak was only predicted."""
+    said = " (predicted)" if trial.measurements.get("peak_vram_source") == PREDICTED else ""
+    return f"{need(trial) / GIB:.2f}{said}"
+
+
 def lines(found: Recommendation) -> list[str]:
     """For people: what, why, what the neighbours cost, and how sure that is."""
     trial, quality = found.trial, found.quality
     told = [f"take trial {trial.number}: {trial.lora.label} lr {trial.lora.learning_rate:.2g}"]
-    told += [f"{quality.label} {_number(trial, quality)}, needs {need(trial) / GIB:.2f} GiB of a GPU", found.why]
+    told += [f"{quality.label} {_number(trial, quality)}, needs {needs(trial)} GiB of a GPU", found.why]
     for other, word in ((found.better, "better"), (found.cheaper, "cheaper")):
         if other is None:
             told.append("nothing on the front is better" if word == "better" else "nothing on the front needs less")
@@ -153,6 +166,8 @@ def lines(found: Recommendation) -> list[str]:
             f"next {word}: trial {other.number} ({other.lora.label}) for {more:+.3f} GiB: "
             f"{quality.label} {_number(other, quality)}"
         )
+    if found.unknown:
+        told.append(f"{found.unknown} of the front left out: their peak memory is not known")
     told.append("each was trained once, with one seed; a small difference may be its noise")
     return told
 
@@ -167,9 +182,7 @@ def tiers_table(found: Recommendation) -> Table:
         if trial is not None and trial is last:
             shown.add_row(name, "", "as above", "", "")
         elif trial is not None:
-            shown.add_row(
-                name, str(trial.number), trial.lora.label, _number(trial, found.quality), f"{need(trial) / GIB:.2f}"
-            )
+            shown.add_row(name, str(trial.number), trial.lora.label, _number(trial, found.quality), needs(trial))
         else:
             shown.add_row(name, "", "nothing fits", "", "")
         last = trial
@@ -188,6 +201,7 @@ def as_json(found: Recommendation) -> dict[str, Any]:
             found.quality.name: values(trial, [found.quality])[0],
             VRAM: trial.measurements[VRAM],
             "need_gib": need(trial) / GIB,
+            "peak_vram_source": trial.measurements.get("peak_vram_source"),
         }
 
     return {

@@ -6,6 +6,7 @@ import io
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from html import escape
 from importlib.metadata import PackageNotFoundError, version
 from importlib.resources import files
 from typing import Any
@@ -75,12 +76,12 @@ def as_markdown(table: StudyTable) -> str:
     rows = front_rows(table)
     heads = [heading["text"] for heading in rows["headings"]]
     lines = [f"# {table.search.name}", "", summary(table, markdown=True), ""]
-    lines += [f"> {line}" for line in recommended(table)]
+    lines += [f"- {line}" for line in recommended(table)]
     if rows["rows"]:
         lines += ["", "## Pareto front", "", f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}"]
         lines += [f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in rows["rows"]]
     lines += ["", "## How trials ended", ""]
-    lines += [f"- {end['count']} x {end['outcome']}: {end['detail']}" for end in ends(table)]
+    lines += [f"- {end['count']} x {end['outcome']}: {escape(end['detail'])}" for end in ends(table)]
     lines += ["", "## To repeat it", "", f"Installed where this was written: {versions()}", ""]
     return "\n".join([*lines, "```yaml", as_yaml(table).rstrip(), "```", ""])
 
@@ -112,7 +113,8 @@ def sections(table: StudyTable) -> list[Section]:
             report_figures.importance_figure(shares),
         ),
         Section(
-            "memory", "Predicted against measured VRAM", "Peaks predicted before a trial, and measured in it.",
+            "memory", "Predicted and measured VRAM",
+            "Predicted before a trial, measured in it or alone at the end.",
             report_figures.memory_figure(table),
         ),
     ]  # fmt: skip

@@ -26,6 +26,8 @@ COLOURS = {
 FRONT, QUIET, GRID = "#e0533d", "#8f96a3", "rgba(128,133,145,0.25)"
 SCALE = [[0.0, FRONT], [0.5, "#b58fd8"], [1.0, "#4c8dd6"]]  # from the best to the worst
 FEW = 8  # different numbers, each with a tick of its own
+PARTIAL = "not at full fidelity"
+FEW_DECADES = 4
 LOG_FROM = 4  # an axis that spans more than this ratio is logarithmic
 
 
@@ -58,11 +60,9 @@ def curves_figure(table: StudyTable) -> go.Figure | None:
     """Quality at each rung, in three groups; None where trials have at most one rung."""
     quality = axes_of(table.search.objective_list)[1]
     on_front = {trial.number for trial in front_of(table)}
-    groups: dict[str, list[TrialRecord]] = {"stopped early": [], "full fidelity": [], "front": []}
+    groups: dict[str, list[TrialRecord]] = {PARTIAL: [], "full fidelity": [], "front": []}
     for trial in table.trials:
-        known = (
-            "front" if trial.number in on_front else "full fidelity" if trial.state == "COMPLETE" else "stopped early"
-        )
+        known = "front" if trial.number in on_front else "full fidelity" if trial.state == "COMPLETE" else PARTIAL
         if len(trial.rungs) > 0:
             groups[known].append(trial)
     if max((len(trial.rungs) for trial in table.trials), default=0) <= 1:
@@ -83,7 +83,7 @@ def curves_figure(table: StudyTable) -> go.Figure | None:
             figure.add_trace(
                 go.Scatter(
                     x=x, y=y, text=text, name=name, mode="lines+markers", line={"color": colour}, marker={"size": 5},
-                    opacity=0.5 if name == "stopped early" else 0.9,
+                    opacity=0.5 if name == PARTIAL else 0.9,
                     hovertemplate="%{text}<br>%{x} rows: %{y}<extra></extra>",
                 )
             )  # fmt: skip
@@ -108,7 +108,8 @@ def hypervolume_figure(table: StudyTable) -> go.Figure | None:
 def hypervolume_over_rows(table: StudyTable) -> list[tuple[int, float]]:
     """(rows trained by all trials that had ended, share of the final hypervolume), in the order in which they ended.
 
-    The reference point is the worst value of each objective among trials at full fidelity.
+    The reference point lies beyond the worst value of each objective by a tenth of its range, so that the ends of the
+    front count as well.
     """
     objectives = table.search.objective_list
     ended = sorted((trial for trial in table.trials if trial.ended), key=lambda trial: (trial.ended, trial.number))
@@ -120,8 +121,10 @@ def hypervolume_over_rows(table: StudyTable) -> list[tuple[int, float]]:
     points = {n: point for n, point in points.items() if len(point) == len(objectives) and _finite(point)}
     if not points:
         return []
-    reference = np.max(np.array(list(points.values())), axis=0)
-    whole = hypervolume(np.array(list(points.values())), ref=reference)
+    reached = np.array(list(points.values()))
+    worst, span = reached.max(axis=0), np.ptp(reached, axis=0)
+    reference = worst + np.where(span > 0, 0.1 * span, 1.0)
+    whole = hypervolume(reached, ref=reference)
     if whole <= 0:
         return []
     rows, held, found = 0, list[list[float]](), list[tuple[int, float]]()
@@ -158,7 +161,7 @@ def memory_figure(table: StudyTable) -> go.Figure | None:
     both = [
         (trial, trial.measurements[f"predicted_{VRAM}"], trial.measurements[VRAM])
         for trial in table.trials
-        if {f"predicted_{VRAM}", VRAM} <= trial.measurements.keys()
+        if all(isinstance(trial.measurements.get(name), (int, float)) for name in (f"predicted_{VRAM}", VRAM))
         and trial.measurements.get("peak_vram_source") != "predicted"
     ]
     if not both:
@@ -253,9 +256,11 @@ def _axis(chosen: Sequence[Any]) -> dict[str, Any]:
 
 
 def round_numbers(low: float, high: float) -> list[float]:
-    """1, 2 and 5 times powers of ten, from `low` to `high`; both positive."""
-    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    return [value for power in powers for digit in (1, 2, 5) if low <= (value := float(f"{digit}e{power}")) <= high]
+    """1, 2 and 5 times powers of ten from `low` to `high`, both positive; over many decades fewer, a dozen at most."""
+    first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
+    digits = (1, 2, 5) if last - first <= FEW_DECADES else (1,)
+    powers = range(first, last + 1, max(1, (last - first) // 10))
+    return [value for power in powers for digit in digits if low <= (value := float(f"{digit}e{power}")) <= high]
 
 
 def _figure(x: str, y: str) -> go.Figure:
@@ -289,5 +294,5 @@ def _spans(numbers: Sequence[float]) -> bool:
 def _scale(update: Any, numbers: Sequence[float]) -> None:
     finite = [value for value in numbers if math.isfinite(value)]
     if _spans(finite):
-        ticks = round_numbers(min(finite) / 2, 2 * max(finite))
+        ticks = round_numbers(min(finite) / 2, min(2 * max(finite), 1e300))
         update(type="log", tickvals=ticks, ticktext=[f"{tick:g}" for tick in ticks])

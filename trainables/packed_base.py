@@ -62,8 +62,9 @@ class BaseLinear:
         8-bit products with outlier columns look at all rows of a call, so each slot gets a call of its own there.
         """
         on_cpu = x.device.type == "cpu"
-        if self.kind == "Linear8bitLt" and not (training and on_cpu) and not (on_cpu and self._outlier_free(x)):
-            return torch.cat([self._own(part) for part in x.chunk(slots)])
+        if self.kind == "Linear8bitLt" and not (training and on_cpu):
+            whole = on_cpu and self._outlier_free(x)  # a GPU would have to wait for the answer
+            return self._own(x) if whole else torch.cat([self._own(part) for part in x.chunk(slots)])
         if not self.quantized or not self._keep:
             result: torch.Tensor = self._own(x)
             return result

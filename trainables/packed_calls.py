@@ -128,16 +128,20 @@ class PackedCalls(TorchFunctionMode):
         **others: Any,
     ) -> torch.Tensor:
         tokens = key.shape[-2]
-        if tokens > SHORT or key.shape != query.shape or dropout_p:
+        plain = query.dtype == key.dtype == value.dtype and (attn_mask is None or not attn_mask.requires_grad)
+        if tokens > SHORT or key.shape != query.shape or dropout_p or not plain:
             wide = [x.float() if x is not None and x.is_floating_point() else x for x in (query, key, value, attn_mask)]
-            args = (*wide, dropout_p, is_causal)
-            found: torch.Tensor = self._called(functional.scaled_dot_product_attention, args, others)
+            options = {"dropout_p": dropout_p, "is_causal": is_causal, **others}
+            found: torch.Tensor = self._called(functional.scaled_dot_product_attention, wide, options)
             return found.to(query.dtype)
         scale = others.get("scale") or 1 / math.sqrt(query.shape[-1])
         if is_causal:
             attn_mask = torch.ones(tokens, tokens, dtype=torch.bool).tril()
+        least = torch.finfo(torch.float32).min  # finite: a row of which everything is hidden is no NaN
         if attn_mask is not None and attn_mask.dtype == torch.bool:
-            attn_mask = torch.zeros(attn_mask.shape).masked_fill_(~attn_mask, torch.finfo(torch.float32).min)
+            attn_mask = torch.zeros(attn_mask.shape).masked_fill_(~attn_mask, least)
+        elif attn_mask is not None:
+            attn_mask = attn_mask.float().clamp(min=least)
         return ShortAttention.apply(query, key, value, attn_mask, scale)  # type: ignore[no-untyped-call,no-any-return]
 
     def _called(self, func: Any, args: Any, kwargs: Any) -> Any:

@@ -100,5 +100,5 @@ class TokenLoss(torch.autograd.Function):
 
 def chunks(targets: int, vocabulary: int, on: str) -> list[slice]:
     """Slices of the targets whose logits take `CHUNK_BYTES` of that kind of device at most."""
-    size = max(LEAST_CHUNK, CHUNK_BYTES[on] // (4 * vocabulary))
+    size = max(LEAST_CHUNK, CHUNK_BYTES.get(on, CHUNK_BYTES["cuda"]) // (4 * vocabulary))
     return [slice(start, start + size) for start in range(0, targets, size)]

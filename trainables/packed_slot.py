@@ -119,8 +119,8 @@ class Slot:
         """
         rank = self.config.lora.rank
         if on.type == "cpu":
-            return Shape(bucket_rank(rank, 16), frozenset(self.linears), self.config.lora.dropout > 0)
-        return Shape(bucket_rank(rank, 8), frozenset(), self.config.lora.dropout > 0)
+            return Shape(bucket_rank(rank, on), frozenset(self.linears), self.config.lora.dropout > 0)
+        return Shape(bucket_rank(rank, on), frozenset(), self.config.lora.dropout > 0)
 
     def move(self, bucket: Bucket, place: int) -> None:
         """Its numbers are copied to a place in a bucket, and are views of it from now on."""

@@ -137,8 +137,10 @@ def test_a_recommendation_for_people_and_programs(run: Run, toy_search: str) -> 
 
 def test_a_report_stands_where_it_was_asked_for(run: Run, toy_search: str, tmp_path: Path) -> None:
     """Else beside the study."""
-    assert run("report", toy_search)[1].split() == ["runs/toy/report.html", "runs/toy/report.md"]
+    assert run("report", toy_search)[1].split()[:2] == ["runs/toy/report.html", "runs/toy/report.md"]
     assert run("report", toy_search, "--out", "there/r.html")[0] == 0
+    for place in ("there", "x.md", "there/r.html/x.html"):
+        assert run("report", toy_search, "--out", place)[0] == 2
     assert "<title>toy: lorafront report</title>" in (tmp_path / "there" / "r.html").read_text()
     assert (tmp_path / "there" / "r.md").read_text() == (tmp_path / "runs/toy/report.md").read_text()
 
@@ -174,7 +176,9 @@ def test_what_cannot_be_stopped_or_extended_is_said(
     assert words in out + err
 
 
-@pytest.mark.parametrize("command", ["status", "pareto", "resume", "mlflow-sync", "stop", "extend"])
+@pytest.mark.parametrize(
+    "command", ["status", "pareto", "recommend", "report", "resume", "mlflow-sync", "stop", "extend"]
+)
 def test_unknown_search_is_bad_input(run: Run, toy_search: str, command: str) -> None:
     """A name that is not there exits with 2 and what is near; a name with path parts is no name."""
     code, _, err = run(command, "tony")

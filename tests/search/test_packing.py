@@ -80,9 +80,9 @@ def test_packs_that_cannot_be_are_refused_or_noted(checked) -> None:
 
 
 def test_bytes_of_a_base_and_of_its_slots(checked) -> None:
-    """The base counts once, a larger adapter is a larger slot, and both together hold what one trial needs."""
+    """The base counts once, a larger adapter, filled up, is a larger slot, and both hold what one trial needs."""
     prepared = checked()
-    small, large = (first(prepared).model_copy(update={"rank": rank}) for rank in (4, 16))
+    small, large = (first(prepared).model_copy(update={"rank": rank}) for rank in (4, 64))
     base = prepared.base_bytes(small)
     assert base is not None
     assert base == prepared.base_bytes(large)

@@ -97,7 +97,7 @@ def test_people_and_programs_are_told_the_same() -> None:
     found = recommend(study((3.0, 20.0), (3.1, 8.0), (6.0, 4.0)), 12 * GIB)
     told = "\n".join(lines(found))
     assert found.trial.number == 1
-    assert "the best perplexity of the 2 members of the front that fit in 12 GiB" in told
+    assert "the best perplexity of the front that fits in 12 GiB" in told
     assert "next better: trial 0" in told
     assert "+12.000 GiB: perplexity 3.000" in told
     assert "next cheaper: trial 2" in told

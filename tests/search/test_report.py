@@ -56,6 +56,7 @@ def test_markdown_has_the_front_and_the_file_to_repeat_it(table: StudyTable) -> 
         assert re.search(rf"^\| {member.number} \| {re.escape(member.lora.label)} \|", text, re.MULTILINE)
     assert parse_search(yaml_of(text)).name == "n"
     assert "- 1 x stopped" in text
+    assert EVIL not in text.split("```yaml")[0]
     assert "take trial" in text
 
 

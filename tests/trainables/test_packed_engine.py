@@ -372,17 +372,20 @@ def test_a_checkpoint_goes_on_in_either_engine(
         assert loss == pytest.approx(whole.measured["eval_loss"], rel=1e-5 if quantization == "fp32" else 2e-3)
 
 
-@pytest.mark.parametrize("family", ["gpt-2", "bert"])
-def test_dropout_of_the_base_depends_on_the_trial_alone(files: dict[str, Path], family: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("family", "quantization"), [("gpt-2", "fp32"), ("bert", "fp32"), ("gpt-2", "bf16")])
+def test_dropout_of_the_base_depends_on_the_trial_alone(
+    files: dict[str, Path], family: str, quantization: str, tmp_path: Path
+) -> None:
     """Models that drop by themselves: the same numbers alone and beside others, others for another seed."""
     place = Place(family, build(family, tmp_path), files, BaseCache())
-    own, others = place.trial(rank=8), [place.trial(**changes, seed=7) for changes in MIXED]
+    base = {"quantization": quantization}
+    own, others = place.trial(rank=8, **base), [place.trial(**changes, **base, seed=7) for changes in MIXED]
     (alone,), beside = packed(place, [own]), packed(place, [*others, own])[-1]
     assert beside.losses == pytest.approx(alone.losses, rel=1e-6)
     plain = Place(family, without_dropout(family, tmp_path), files, BaseCache())
-    (undropped,) = packed(plain, [plain.trial(rank=8)])
+    (undropped,) = packed(plain, [plain.trial(rank=8, **base)])
     assert undropped.losses[0] != alone.losses[0]
-    assert packed(place, [place.trial(rank=8, seed=1)])[0].losses[0] != alone.losses[0]
+    assert packed(place, [place.trial(rank=8, seed=1, **base)])[0].losses[0] != alone.losses[0]
 
 
 CHANGES = st.fixed_dictionaries(
