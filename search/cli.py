@@ -384,6 +384,7 @@ def _conclude(table: StudyTable, root: RootPaths, seconds: float) -> None:
     if table.complete:
         typer.echo(f"plot:    {paths.front_png}")
     if members:
+        typer.echo(f"choose:  lorafront recommend {paths.name}{option}; lorafront report {paths.name}{option}")
         typer.echo(f"export:  lorafront export {paths.name} --out exports/{paths.name}{option}")
     own_store = not table.search.tracking.uri and not os.environ.get("MLFLOW_TRACKING_URI")
     typer.echo(f"MLflow:  lorafront ui{option}" if own_store else "MLflow:  on the server that tracking names")

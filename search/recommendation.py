@@ -163,7 +163,7 @@ def lines(found: Recommendation) -> list[str]:
             continue
         more = (need(other) - need(trial)) / GIB
         told.append(
-            f"next {word}: trial {other.number} ({other.lora.label}) for {more:+.3f} GiB: "
+            f"next {word}: trial {other.number} ({other.lora.label}) for {more:+.3g} GiB: "
             f"{quality.label} {_number(other, quality)}"
         )
     if found.unknown:

@@ -99,7 +99,7 @@ def test_people_and_programs_are_told_the_same() -> None:
     assert found.trial.number == 1
     assert "the best perplexity of the front that fits in 12 GiB" in told
     assert "next better: trial 0" in told
-    assert "+12.000 GiB: perplexity 3.000" in told
+    assert "+12 GiB: perplexity 3.000" in told
     assert "next cheaper: trial 2" in told
     assert max(map(len, told.splitlines())) <= 80
     said = as_json(found)
