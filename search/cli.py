@@ -260,7 +260,8 @@ def pareto(
 ) -> None:
     """Show the Pareto front of a search."""
     from lorafront.search import front as fronts
-    from lorafront.search.tables import front_csv, front_table
+    from lorafront.search.baseline import with_differences
+    from lorafront.search.tables import baseline_lines, front_csv, front_table
 
     table, _ = study_of(name, root)
     members = fronts.front_of(table)
@@ -276,11 +277,13 @@ def pareto(
         plot_front(table, plot)
         typer.echo(f"plot: {plot}", err=as_json or as_csv)
     if as_json:
-        typer.echo(json.dumps(fronts.as_json(members, table.search.objective_list), indent=2))
+        typer.echo(json.dumps(with_differences(table, fronts.as_json(members, table.search.objective_list)), indent=2))
     elif as_csv:
         typer.echo(front_csv(table, members), nl=False)
     else:
         terminal().print(front_table(table, members))
+        for line in baseline_lines(table):
+            typer.echo(line)
 
 
 @app.command()
@@ -369,13 +372,13 @@ def _observer() -> Observer:
 def _conclude(table: StudyTable, root: RootPaths, seconds: float) -> None:
     """The end of a run: what came out, where it lies, and what to do with it."""
     from lorafront.search.front import front_of
-    from lorafront.search.tables import failure_lines, front_table, reference_lines
+    from lorafront.search.tables import baseline_lines, failure_lines, front_table, reference_lines
 
     paths = root.search(table.search.name)
     members = front_of(table)
     if members:
         terminal().print(front_table(table, members))
-    for line in reference_lines(table):
+    for line in (*baseline_lines(table), *reference_lines(table)):
         typer.echo(line)
     typer.echo(f"{len(table.counted)} trials recorded; this run took {seconds // 60:.0f} min {seconds % 60:.0f} s")
     for line in failure_lines(table):

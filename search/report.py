@@ -16,10 +16,11 @@ from markupsafe import Markup
 from ruamel.yaml import YAML
 
 from lorafront.search import budget, recommendation, report_figures
+from lorafront.search.baseline import standing
 from lorafront.search.front import front_of, values
 from lorafront.search.importance import importances
 from lorafront.search.study_table import StudyTable
-from lorafront.search.tables import number, reference_lines, short, summary
+from lorafront.search.tables import baseline_lines, number, reference_lines, short, summary, to_baseline
 from lorafront.spaces.errors import InvalidInput, NoFront
 
 PACKAGES = ("lorafront", "ray", "optuna", "torch", "transformers", "peft", "bitsandbytes", "datasets", "mlflow")
@@ -61,7 +62,7 @@ def as_html(table: StudyTable) -> str:
         spent=budget.shown(search.budget, table.spent),
         recommended=recommended(table),
         front=front_rows(table),
-        references=reference_lines(table),
+        references=[*baseline_lines(table), *reference_lines(table)],
         figures=figures,
         ends=ends(table),
         notes=table.notes,
@@ -135,10 +136,13 @@ def front_rows(table: StudyTable) -> dict[str, Any]:
     headings = [{"text": "trial", "number": True}, {"text": "configuration", "number": False}]
     headings += [{"text": text, "number": True} for text in ("learning rate", "dropout")]
     headings += [{"text": f"{o.label} {f'({o.unit})' if o.unit else ''}".strip(), "number": True} for o in objectives]
+    own = standing(table)
+    headings += [{"text": "to baseline", "number": True}] if own else []
     rows = [
         [
             str(trial.number), trial.lora.label, f"{trial.lora.learning_rate:.3g}", f"{trial.lora.dropout:.3g}",
             *(number(v, o) for v, o in zip(values(trial, objectives), objectives, strict=True)),
+            *([to_baseline(trial, own.trial, objectives)] if own else []),
         ]
         for trial in front_of(table)
     ]  # fmt: skip

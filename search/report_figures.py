@@ -14,6 +14,7 @@ import numpy as np
 import plotly.graph_objects as go
 from moocore import hypervolume
 
+from lorafront.search.baseline import baseline_of
 from lorafront.search.front import axes_of, front_of, values
 from lorafront.search.study_table import VRAM, StudyTable, TrialRecord
 from lorafront.search.tables import number
@@ -52,6 +53,10 @@ def front_figure(table: StudyTable) -> go.Figure | None:
     figure.add_trace(
         points.update(mode="markers" if several else "lines+markers", line={"color": FRONT, "shape": shape})
     )
+    own = baseline_of(table)
+    if own is not None and own in shown:
+        star = {"symbol": "star", "size": 16, "color": COLOURS[own.lora.quantization], "line": {"width": 1}}
+        figure.add_trace(_points(table, [own], horizontal, vertical, "baseline", star))
     _scale(figure.update_yaxes, [values(trial, [vertical])[0] for trial in shown])
     return figure
 
