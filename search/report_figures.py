@@ -53,10 +53,10 @@ def front_figure(table: StudyTable) -> go.Figure | None:
     figure.add_trace(
         points.update(mode="markers" if several else "lines+markers", line={"color": FRONT, "shape": shape})
     )
-    own = baseline_of(table)
-    if own is not None and own in shown:
-        star = {"symbol": "star", "size": 16, "color": COLOURS[own.lora.quantization], "line": {"width": 1}}
-        figure.add_trace(_points(table, [own], horizontal, vertical, "baseline", star))
+    baseline = baseline_of(table)
+    if baseline is not None and baseline in shown:
+        star = {"symbol": "star", "size": 16, "color": COLOURS[baseline.lora.quantization], "line": {"width": 1}}
+        figure.add_trace(_points(table, [baseline], horizontal, vertical, "baseline", star))
     _scale(figure.update_yaxes, [values(trial, [vertical])[0] for trial in shown])
     return figure
 

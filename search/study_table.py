@@ -203,7 +203,8 @@ def read_study(path: Path) -> StudyTable:
         SearchEnd.of(end) if end else None,
         json.loads(attributes.get(DATA, "{}")),
         WARMED in attributes,
-        *(json.loads(attributes.get(name, "0")) for name in (LIVED, GPU)),
+        json.loads(attributes.get(LIVED, "0")),
+        json.loads(attributes.get(GPU, "0")),
         tuple(Start(**raw) for raw in json.loads(attributes.get(STARTS, "[]"))),
     )
 
