@@ -32,22 +32,31 @@ if TYPE_CHECKING:
 def init(
     file: Annotated[Path, typer.Argument(help="File to write.")] = Path("search.yaml"),
     name: Annotated[str | None, typer.Option(help="Name of the search [the file's].")] = None,
-    model: Annotated[str, typer.Option(help="Folder or hub name.")] = "Qwen/Qwen3-0.6B",
-    data: Annotated[str, typer.Option(help="File, folder or hub name.")] = "tatsu-lab/alpaca",
-    task: Annotated[str, typer.Option(help="causal_lm, seq_cls or seq_2_seq_lm.")] = "causal_lm",
+    model: Annotated[str | None, typer.Option(help="Folder or hub name [Qwen/Qwen3-0.6B].")] = None,
+    data: Annotated[str | None, typer.Option(help="File, folder or hub name [tatsu-lab/alpaca].")] = None,
+    task: Annotated[str | None, typer.Option(help="causal_lm, seq_cls or seq_2_seq_lm [causal_lm].")] = None,
     row_format: Annotated[
         str | None, typer.Option("--format", help="Format of the rows [alpaca; text_label for seq_cls].")
     ] = None,
+    recipe: Annotated[
+        Path | None,
+        typer.Option(
+            "--from", help="Your own recipe: of axolotl, LLaMA-Factory, TRL, or a folder of PEFT or lorafront."
+        ),
+    ] = None,
 ) -> None:
     """Write a commented search file."""
-    from lorafront.search.init_file import commented
+    from lorafront.search.init_file import commented, told_of
+    from lorafront.search.own_recipe import read_own_recipe
     from lorafront.search.search_file import parse_search
     from lorafront.search.yaml_file import read_yaml
 
     if file.exists():
         raise InvalidInput(f"{file} exists already; give another name")
-    chosen = row_format or ("text_label" if task == "seq_cls" else "alpaca")
-    text = commented(name or file.stem, model, data, task, chosen)
+    options = {"model.name": model, "data.path": data, "task": task, "data.format": row_format}
+    asked = {place: value for place, value in options.items() if value is not None}
+    own = read_own_recipe(recipe) if recipe is not None else None
+    text = commented(name or file.stem, asked, own)
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(text, encoding="utf-8")
     try:
@@ -55,6 +64,8 @@ def init(
     except InvalidInput:
         file.unlink()
         raise
+    for line in told_of(own, asked) if own is not None else ():
+        typer.echo(line)
     typer.echo(f"wrote {file}; next: lorafront check {file}")
 
 

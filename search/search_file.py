@@ -277,6 +277,11 @@ def _points_outside(search: SearchFile, data: dict[str, Any]) -> Iterable[Proble
             yield Problem(("baseline", key), message)
 
 
+def holds_secret(value: Any) -> bool:
+    """Whether text that looks like a password or a token stands anywhere in a value."""
+    return any(True for _ in _secrets(value, ()))
+
+
 def _secrets(value: Any, path: tuple[str | int, ...]) -> Iterable[Problem]:
     if isinstance(value, dict):
         for key, child in value.items():
