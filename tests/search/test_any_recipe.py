@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lorafront.search.init_file import commented
@@ -75,6 +75,7 @@ RECIPES = {
 
 
 @pytest.mark.parametrize("kind", RECIPES)
+@settings(deadline=None, max_examples=40)  # each writes and reads files
 @given(data=st.data())
 def test_any_recipe_becomes_a_search_with_its_values(
     tmp_path_factory: pytest.TempPathFactory, kind: str, data: Any
@@ -116,6 +117,7 @@ def _written(folder: Path, text: str) -> Path:
 
 
 @pytest.mark.parametrize("kind", RECIPES)
+@settings(deadline=None, max_examples=40)  # each writes and reads files
 @given(data=st.data())
 def test_any_value_is_read_or_refused(tmp_path_factory: pytest.TempPathFactory, kind: str, data: Any) -> None:
     """A value of the wrong kind under any key is an error of ours with that key, or is told; nothing else is raised."""

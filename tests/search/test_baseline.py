@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from datetime import UTC, datetime
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 from support import TINY_LLAMA, lora
 
 from lorafront.search.baseline import baseline_of, differences, standing, with_differences
@@ -23,7 +25,7 @@ from lorafront.search.start_points import BASELINE, Start, Surroundings, starts
 from lorafront.search.stopping import Never, Rungs, Sparing
 from lorafront.search.study import StudyLedger
 from lorafront.search.study_table import StudyTable, TrialRecord
-from lorafront.search.tables import baseline_lines, summary, trial_rows
+from lorafront.search.tables import baseline_lines, front_table, summary, trial_rows
 from lorafront.spaces.errors import InvalidInput
 from lorafront.spaces.lora import LoraSpace, resolve
 from lorafront.spaces.start_points import StartPoint, StartPoints, overlap_of_groups
@@ -216,3 +218,20 @@ def test_a_baseline_is_trained_to_the_end_and_shown(ray_session: None, text_file
     assert standing(table).beaten
     prepared = check(parse_search(data), root, tmp_path)
     assert prepared.starts.points[0].label == "baseline"
+
+
+def test_the_front_with_differences_fits_a_terminal() -> None:
+    """No line is wider than 80 columns and nothing is cut, with long values and four objectives."""
+    names = ["perplexity", "peak_vram_gb", "trainable_params", "adapter_mb"]
+    for objectives in (names[:2], names):
+        trials = [
+            record(n, 2 + n, perplexity=123456.7 - n, peak_vram_gb=0.1234 + n, trainable_params=1e9, adapter_mb=1234.5)
+            for n in range(3)
+        ]
+        table = table_of(*trials, search=search_of(objectives=objectives))
+        console = Console(width=80, file=io.StringIO(), color_system=None)
+        console.print(front_table(table, front_of(table)))
+        lines = console.file.getvalue().splitlines()
+        assert max(map(len, lines)) <= 80
+        assert "…" not in "".join(lines)
+        assert "is it" in " ".join("".join(lines).split())
