@@ -98,7 +98,7 @@ def read_own_recipe(path: Path) -> OwnRecipe:
         raise InvalidInput(locate(problems, file, positions))
     for problem in wrong:
         fields.note(f"{problem.path[0]}", f"not read: {problem.message}")
-    said, theirs = _settled(fields.values, theirs)
+    said, theirs = _settled(_near(fields.values, file.parent), theirs)
     return OwnRecipe(kind.name, plain(file.name), said, theirs, fields.left)
 
 
@@ -183,6 +183,16 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) < len(pairs):
         keys = [key for key, _ in pairs]
         raise ValueError(f"duplicate key {next(key for key in keys if keys.count(key) > 1)!r}")
+    return found
+
+
+def _near(said: Values, folder: Path) -> Values:
+    """Paths as seen from here: of the current folder, as the trainer reads them, else of the recipe's own."""
+    found = dict(said)
+    for place in ("model.name", "data.path", "data.eval_path"):
+        path = said.get(place)
+        if path and not Path(path).exists() and (folder / path).exists():
+            found[place] = str(folder / path)
     return found
 
 

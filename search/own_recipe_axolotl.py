@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lorafront.search.own_recipe_fields import Fields, Values, above_zero, flag, share, text, whole
+from lorafront.search.own_recipe_fields import Fields, Values, above_zero, flag, mapping, share, text, whole
 from lorafront.search.own_recipe_trainer import (
     DEFAULTS,
     Lookup,
@@ -40,8 +40,8 @@ def read(f: Fields, _: Lookup) -> Values:
     variants(f, "peft_")
     four, eight = f.take("load_in_4bit", flag), f.take("load_in_8bit", flag)
     held = dtype(f, ("bf16", "bf16"), ("bfloat16", "bf16"), ("fp16", "fp16"), ("float16", "fp16"))
-    in_four = four or adapter == "qlora"  # NF4 with double quantization: its `loaders/model.py`
-    f.set("baseline.quantization", "nf4_double" if in_four else "int8" if eight else held or "fp32")
+    in_four = _four_bits(f) if four or adapter == "qlora" else None
+    f.set("baseline.quantization", in_four or ("int8" if eight else held or "fp32"))
     attention(f, "attn_implementation")
     f.put("data.max_length", "sequence_len", whole(2))
     sizes = {"training.batch_size": "micro_batch_size", "training.eval_batch_size": "eval_batch_size"}
@@ -61,6 +61,14 @@ def read(f: Fields, _: Lookup) -> Values:
         **DEFAULTS, "training.batch_size": 1, "training.epochs": 1.0, "training.warmup": 0.03,
         "training.scheduler": "cosine", "baseline.dropout": 0.0, "data.max_length": 512,
     }  # fmt: skip
+
+
+def _four_bits(f: Fields) -> str:
+    """NF4 with double quantization unless it says otherwise (its `loaders/model.py`)."""
+    own = Fields(f.take("bnb_config_kwargs", mapping) or {}, ("bnb_config_kwargs",), f)
+    kind, double = own.take("bnb_4bit_quant_type", text), own.take("bnb_4bit_use_double_quant", flag)
+    own.finish()
+    return "fp4" if kind == "fp4" else "nf4" if double is False else "nf4_double"
 
 
 def _data(f: Fields) -> None:

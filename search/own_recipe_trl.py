@@ -64,7 +64,7 @@ def _base(f: Fields) -> None:
     in_four = "fp4" if kind == "fp4" else "nf4_double" if double else "nf4"
     f.set("baseline.quantization", in_four if four else "int8" if eight else held)
     for key in ("bf16", "fp16"):
-        f.leave(key, "what the weights are held in decides here: baseline.quantization")
+        f.leave(key, "what the weights are held in decides here: baseline.quantization" if f.take(key, flag) else "")
 
 
 def _data(f: Fields) -> None:

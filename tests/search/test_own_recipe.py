@@ -418,6 +418,24 @@ def test_rank_stabilized_lora_is_a_larger_alpha(tmp_path: Path) -> None:
     assert "peft_use_dora: true (plain LoRA here)" in told
 
 
+def test_paths_are_found_beside_the_recipe(tmp_path: Path) -> None:
+    """Where the current folder does not have them; names of the hub and what is nowhere stay as they are."""
+    (tmp_path / "rows.jsonl").write_text("{}")
+    found = recipe(tmp_path, AXOLOTL_LORA.replace("teknium/GPT4-LLM-Cleaned", "rows.jsonl"))
+    assert found.said["data.path"] == str(tmp_path / "rows.jsonl")
+    assert found.said["model.name"] == "NousResearch/Llama-3.2-1B"
+
+
+@pytest.mark.parametrize(
+    ("said", "base"),
+    [("", "nf4_double"), ("{bnb_4bit_use_double_quant: false}", "nf4"), ("{bnb_4bit_quant_type: fp4}", "fp4")],
+)
+def test_four_bits_of_axolotl(tmp_path: Path, said: str, base: str) -> None:
+    """Double quantization unless it is switched off."""
+    found = recipe(tmp_path, f"{AXOLOTL_QLORA}bnb_config_kwargs: {said}\n")
+    assert found.said["baseline.quantization"] == base
+
+
 @pytest.mark.parametrize(
     ("said", "share", "left"),
     [
