@@ -18,13 +18,24 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lorafront.search import cli_choosing  # noqa: F401  # more commands
-from lorafront.search.cli_shared import Devices, Engine, File, Json, Name, Root, app, searches_under, study_of, terminal
+from lorafront.search.cli_shared import (
+    Devices,
+    Engine,
+    File,
+    Json,
+    Name,
+    Root,
+    app,
+    observer,
+    searches_under,
+    study_of,
+    terminal,
+)
 from lorafront.spaces.errors import InvalidInput, LorafrontError, NoFront
 from lorafront.trainables.shipped_architectures import SHIPPED
 
 if TYPE_CHECKING:
     from lorafront.search.paths import RootPaths
-    from lorafront.search.progress import Observer
     from lorafront.search.study_table import StudyTable
 
 
@@ -141,7 +152,7 @@ def run(file: File, root: Root = None, engine: Engine = "process", devices: Devi
     pretended = rehearsed(devices)
 
     def work() -> StudyTable:
-        return run_search(search, paths, _observer(), text=text, near=near, engine=engine, devices=pretended)
+        return run_search(search, paths, observer(), text=text, near=near, engine=engine, devices=pretended)
 
     table = _placed(file, work)
     _conclude(table, paths, time.monotonic() - start)
@@ -154,7 +165,7 @@ def resume(name: Name, root: Root = None, engine: Engine = "process", devices: D
     from lorafront.search.run import resume_search
 
     start = time.monotonic()
-    table = resume_search(name, searches_under(root), _observer(), engine=engine, devices=rehearsed(devices))
+    table = resume_search(name, searches_under(root), observer(), engine=engine, devices=rehearsed(devices))
     _conclude(table, searches_under(root), time.monotonic() - start)
 
 
@@ -205,7 +216,7 @@ def extend(
     if send(paths, Request(kind="extend", budget=budget)):
         typer.echo(f"{name} goes on: {shown(budget, table.spent)}")
     else:
-        table = resume_search(name, searches_under(root), _observer(), budget=budget)
+        table = resume_search(name, searches_under(root), observer(), budget=budget)
         _conclude(table, searches_under(root), time.monotonic() - start)
 
 
@@ -357,13 +368,6 @@ def _placed(file: Path, work: Any) -> Any:
         return work()
     except InvalidInput as error:
         raise InvalidInput(locate(error.problems, file, read_yaml(file)[1])) from error
-
-
-def _observer() -> Observer:
-    from lorafront.search.progress import LiveTable, PlainLines
-
-    console = terminal()
-    return LiveTable(console) if console.is_terminal else PlainLines(typer.echo)
 
 
 def _conclude(table: StudyTable, root: RootPaths, seconds: float) -> None:

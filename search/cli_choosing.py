@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from lorafront.search.cli_shared import Json, Name, Root, app, study_of, terminal
+from lorafront.search.cli_shared import Devices, Json, Name, Root, app, observer, searches_under, study_of, terminal
 from lorafront.spaces.errors import InvalidInput
 
 
@@ -39,6 +39,44 @@ def recommend(
     typer.echo(
         f"export:  lorafront export {name} --trial {found.trial.number} --out DIR" + (f" --root {root}" if root else "")
     )
+
+
+@app.command()
+def confirm(
+    name: Name,
+    seeds: Annotated[
+        int | None, typer.Option(min=2, max=99, help="Replicates of a configuration at most [the file's, else 3].")
+    ] = None,
+    hours: Annotated[float | None, typer.Option(min=0.001, help="Hours that it may take, all calls together.")] = None,
+    held_out: Annotated[
+        str | None, typer.Option(help="Rows that the search never saw [those that its data leaves].")
+    ] = None,
+    root: Root = None,
+    as_json: Json = False,
+    devices: Devices = "",
+) -> None:
+    """Train the front again with other seeds, on rows that the search never saw: intervals, and who stays on it."""
+    from lorafront.search import confirmation_report
+    from lorafront.search.confirm import confirm_search
+    from lorafront.search.placement import rehearsed
+    from lorafront.search.progress import Silent
+    from lorafront.search.search_file import Confirm
+
+    table, _ = study_of(name, root)
+    before = table.search.confirm or Confirm()
+    asked = None
+    if seeds is not None or hours is not None:
+        asked = Confirm(seeds=seeds or before.seeds, hours=hours or before.hours)
+    watching = Silent() if as_json else observer()
+    found = confirm_search(
+        name, searches_under(root), watching, confirm=asked, held_out=held_out, devices=rehearsed(devices)
+    )
+    if as_json:
+        typer.echo(json.dumps(confirmation_report.as_json(found), indent=2))
+        return
+    terminal().print(confirmation_report.confirmation_table(found))
+    for line in confirmation_report.lines(found):
+        typer.echo(textwrap.fill(line, 80, subsequent_indent="  "))
 
 
 @app.command()

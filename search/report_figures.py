@@ -17,6 +17,7 @@ from moocore import hypervolume
 from lorafront.search.front import axes_of, front_of, values
 from lorafront.search.study_table import VRAM, StudyTable, TrialRecord
 from lorafront.search.tables import number
+from lorafront.spaces.lora import HYPERPARAMETERS
 from lorafront.spaces.objectives import Objective, feasible, minimized
 
 COLOURS = {
@@ -143,7 +144,7 @@ def parallel_figure(table: StudyTable) -> go.Figure | None:
     if len(trials) <= 1:
         return None
     axes = []
-    for name in type(trials[0].lora).model_fields:
+    for name in HYPERPARAMETERS:
         chosen = [getattr(trial.lora, name) for trial in trials]
         if len(set(map(str, chosen))) > 1:
             axes.append({"label": name, **_axis(chosen)})
