@@ -9,7 +9,18 @@ from typing import Annotated
 
 import typer
 
-from lorafront.search.cli_shared import Devices, Json, Name, Root, app, observer, searches_under, study_of, terminal
+from lorafront.search.cli_shared import (
+    Devices,
+    Engine,
+    Json,
+    Name,
+    Root,
+    app,
+    observer,
+    searches_under,
+    study_of,
+    terminal,
+)
 from lorafront.spaces.errors import InvalidInput
 
 
@@ -53,6 +64,7 @@ def confirm(
     ] = None,
     root: Root = None,
     as_json: Json = False,
+    engine: Engine = "process",
     devices: Devices = "",
 ) -> None:
     """Train the front again with other seeds, on rows that the search never saw: intervals, and who stays on it."""
@@ -68,8 +80,9 @@ def confirm(
     if seeds is not None or hours is not None:
         asked = Confirm(seeds=seeds or before.seeds, hours=hours or before.hours)
     watching = Silent() if as_json else observer()
+    pretended = rehearsed(devices)
     found = confirm_search(
-        name, searches_under(root), watching, confirm=asked, held_out=held_out, devices=rehearsed(devices)
+        name, searches_under(root), watching, confirm=asked, held_out=held_out, engine=engine, devices=pretended
     )
     if as_json:
         typer.echo(json.dumps(confirmation_report.as_json(found), indent=2))

@@ -17,8 +17,6 @@ from lorafront.search.paths import RootPaths
 from lorafront.search.search_file import MOST_SEEDS, Confirm, SearchFile
 from lorafront.search.study_table import StudyTable, read_study
 from lorafront.spaces.errors import InvalidInput, NoFront, SearchExists, SearchNotFound, SearchOwned
-from lorafront.spaces.parameters import Range
-from lorafront.spaces.start_points import StartPoints
 
 if TYPE_CHECKING:
     from lorafront.search.placement import Devices
@@ -109,34 +107,26 @@ def replicates(table: StudyTable, confirm: Confirm, held_out: str | None = None,
         apart: on GPUs, where each replicate gets whole ones; its peak and its times are then its own.
     """
     search = table.search
-    data = {"evaluate_on": "held_out", **({"test_path": held_out} if held_out else {})}
-    # Any seed that a later call may ask for: a parameter of a study keeps its range.
-    seeds = seeds_of(table, MOST_SEEDS)
+    seeds = seeds_of(table, MOST_SEEDS)  # any that a later call may ask for: a parameter of a study keeps its range
     share = search.resources.gpus_per_trial
-    whole = {"gpus_per_trial": 1 if share == "auto" else max(1, share)} if apart else {}
-    return search.model_copy(
-        update={
-            "name": name_of(search.name),
-            "confirms": search.name,
-            "confirm": confirm,
-            "data": search.data.model_copy(update=data),
-            "space": search.space.model_copy(update={"seed": Range(low=seeds[0], high=seeds[-1])}),
-            "training": search.training.model_copy(update={"rungs": 1}),
-            "engine": "process",
-            "sampler": "random",
-            "early_stopping": "off",
-            "budget": search.budget.model_copy(
-                update={
-                    "trials": max(1, len(following(table, None, confirm.seeds))),
-                    "hours": confirm.hours,
-                    "gpu_hours": None,
-                }
-            ),
-            "resources": search.resources.model_copy(update=whole),
-            "start_points": StartPoints(recommended=False),
-            "warm_start": [],
-        }
-    )
+    said = search.model_dump(mode="json")
+    changes = {
+        "name": name_of(search.name),
+        "confirms": search.name,
+        "confirm": confirm.model_dump(),
+        "data": {**said["data"], "evaluate_on": "held_out", **({"test_path": held_out} if held_out else {})},
+        "space": {**said["space"], "seed": {"low": seeds[0], "high": seeds[-1]}},
+        "training": {**said["training"], "rungs": 1},
+        "engine": "process",
+        "sampler": "random",
+        "early_stopping": "off",
+        "budget": {"trials": max(1, len(following(table, None, confirm.seeds))), "hours": confirm.hours},
+        "start_points": {"recommended": False},
+        "warm_start": [],
+    }
+    if apart:
+        changes["resources"] = {**said["resources"], "gpus_per_trial": 1 if share == "auto" else max(1, share)}
+    return SearchFile.model_validate({**said, **changes})
 
 
 def _of(name: str, root: RootPaths) -> StudyTable:

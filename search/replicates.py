@@ -42,7 +42,8 @@ class Fit:
         counts: int[m], replicates of each.
         means: float64[m], of its replicates.
         spread: standard deviation over seeds, pooled over the configurations.
-        freedom: degrees of freedom of `spread`; 0 where no configuration has two replicates.
+        freedom: degrees of freedom of `spread`; 0 where no configuration has two replicates. The more of it is an
+            effect of few seeds, the fewer they are (Satterthwaite 1946).
         levels: float64[m], means at the same seeds: what differs between them is no effect of a seed.
         covariance: float64[m, m] of `levels`, in units of `noise` squared.
         noise: standard deviation of what is left without the effects of the seeds.
@@ -53,7 +54,7 @@ class Fit:
     counts: np.ndarray
     means: np.ndarray
     spread: float
-    freedom: int
+    freedom: float
     levels: np.ndarray
     covariance: np.ndarray
     noise: float
@@ -70,8 +71,8 @@ class Fit:
     def difference(self, one: int, other: int) -> tuple[float, float]:
         """(how much larger configuration `one` is than `other` at the same seeds, half the width of its interval)."""
         i, j = self.numbers.index(one), self.numbers.index(other)
-        variance = self.covariance[i, i] + self.covariance[j, j] - 2 * self.covariance[i, j]
-        half = _quantile(self.paired_freedom) * self.noise * math.sqrt(max(0.0, variance)) if i != j else 0.0
+        variance = max(0.0, self.covariance[i, i] + self.covariance[j, j] - 2 * self.covariance[i, j])
+        half = _quantile(self.paired_freedom) * self.noise * math.sqrt(variance) if self.paired_freedom else math.inf
         return float(self.levels[i] - self.levels[j]), half
 
     def draw(self, generator: np.random.Generator, draws: int = DRAWS) -> np.ndarray:
@@ -97,7 +98,7 @@ def fit(replicates: Mapping[int, Mapping[int, float]]) -> Fit:
     counts = np.bincount(places, minlength=len(numbers))
     means = np.bincount(places, weights=values, minlength=len(numbers)) / counts
     freedom = len(seen) - len(numbers)
-    spread = math.sqrt(float(((values - means[places]) ** 2).sum()) / freedom) if freedom else 0.0
+    scatter = float(((values - means[places]) ** 2).sum())
     own = np.eye(len(numbers))[places]
     seeds = sorted({seed for _, seed, _ in seen})
     design = np.hstack([own, _contrasts([seeds.index(seed) for _, seed, _ in seen], len(seeds))])
@@ -108,7 +109,9 @@ def fit(replicates: Mapping[int, Mapping[int, float]]) -> Fit:
     left = float(((values - design @ solution) ** 2).sum())
     m = len(numbers)
     return Fit(
-        numbers, counts, means, spread, freedom,
+        numbers, counts, means,
+        spread=math.sqrt(scatter / freedom) if freedom else 0.0,
+        freedom=_satterthwaite(scatter - left, freedom - paired_freedom, left, paired_freedom),
         levels=solution[:m], covariance=np.linalg.pinv(design.T @ design)[:m, :m],
         noise=math.sqrt(left / paired_freedom) if paired_freedom else 0.0, paired_freedom=paired_freedom,
     )  # fmt: skip
@@ -133,5 +136,13 @@ def _contrasts(codes: list[int], levels: int) -> np.ndarray:
     return coded[codes]
 
 
-def _quantile(freedom: int) -> float:
+def _satterthwaite(seeds: float, seed_freedom: int, left: float, left_freedom: int) -> float:
+    """Degrees of freedom of the variance that two sums of squares, each with its own, make up together."""
+    whole = seeds + left
+    if seed_freedom == 0 or left_freedom == 0 or whole <= 0:
+        return float(seed_freedom + left_freedom)
+    return whole**2 / (max(0.0, seeds) ** 2 / seed_freedom + left**2 / left_freedom)
+
+
+def _quantile(freedom: float) -> float:
     return float(stats.t.ppf((1 + LEVEL) / 2, freedom)) if freedom else math.inf
