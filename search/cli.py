@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lorafront.search import cli_choosing  # noqa: F401  # more commands
+from lorafront.search.cli_choosing import show_confirmation  # and with it more commands
 from lorafront.search.cli_shared import (
     Devices,
     Engine,
@@ -156,6 +156,7 @@ def run(file: File, root: Root = None, engine: Engine = "process", devices: Devi
 
     table = _placed(file, work)
     _conclude(table, paths, time.monotonic() - start)
+    _confirm(table, paths, engine, devices)
 
 
 @app.command()
@@ -167,6 +168,7 @@ def resume(name: Name, root: Root = None, engine: Engine = "process", devices: D
     start = time.monotonic()
     table = resume_search(name, searches_under(root), observer(), engine=engine, devices=rehearsed(devices))
     _conclude(table, searches_under(root), time.monotonic() - start)
+    _confirm(table, searches_under(root), engine, devices)
 
 
 @app.command()
@@ -218,6 +220,7 @@ def extend(
     else:
         table = resume_search(name, searches_under(root), observer(), budget=budget)
         _conclude(table, searches_under(root), time.monotonic() - start)
+        _confirm(table, searches_under(root))
 
 
 @app.command(name="list")
@@ -268,12 +271,20 @@ def pareto(
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
     plot: Annotated[Path | None, typer.Option(help="Write a picture (PNG).")] = None,
     under: Annotated[str | None, typer.Option(help="The best within so much VRAM, such as 8GB.")] = None,
+    confirmed: Annotated[bool, typer.Option("--confirmed", help="What `confirm` has found so far.")] = False,
 ) -> None:
     """Show the Pareto front of a search."""
     from lorafront.search import front as fronts
+    from lorafront.search.confirm import confirmation_of
     from lorafront.search.tables import front_csv, front_table
 
     table, _ = study_of(name, root)
+    if confirmed:
+        found = confirmation_of(table, searches_under(root))
+        if found is None:
+            raise NoFront(f"{name} has no replicates with other seeds; train them with: lorafront confirm {name}")
+        show_confirmation(found, as_json=as_json)
+        return
     members = fronts.front_of(table)
     if under is not None:
         members = fronts.best_under(table, under)
@@ -394,6 +405,18 @@ def _conclude(table: StudyTable, root: RootPaths, seconds: float) -> None:
     typer.echo(f"MLflow:  lorafront ui{option}" if own_store else "MLflow:  on the server that tracking names")
     if not members:
         raise NoFront(f"search {paths.name!r} ended without a feasible trial at full fidelity")
+
+
+def _confirm(table: StudyTable, root: RootPaths, engine: str = "process", devices: str = "") -> None:
+    """Where the search's file asks for it, train its front again with other seeds."""
+    if table.search.confirm is None or table.search.confirms is not None:
+        return
+    from lorafront.search.confirm import confirm_search
+    from lorafront.search.placement import rehearsed
+
+    typer.echo("the front is trained again with other seeds")
+    found = confirm_search(table.search.name, root, observer(), engine=engine, devices=rehearsed(devices))
+    show_confirmation(found)
 
 
 if __name__ == "__main__":

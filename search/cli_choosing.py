@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import textwrap
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -23,6 +23,9 @@ from lorafront.search.cli_shared import (
 )
 from lorafront.spaces.errors import InvalidInput
 
+if TYPE_CHECKING:
+    from lorafront.search.confirmation import Confirmation
+
 
 @app.command()
 def recommend(
@@ -33,18 +36,21 @@ def recommend(
 ) -> None:
     """Say which configuration to take, why, and what the next better costs and the next cheaper loses."""
     from lorafront.search import recommendation
+    from lorafront.search.confirm import confirmation_of
+    from lorafront.search.confirmation import as_confirmed
     from lorafront.spaces.sizes import parse_size
 
     table, _ = study_of(name, root)
+    known = confirmation_of(table, searches_under(root))
     try:
         size = None if vram is None else parse_size(vram)
     except ValueError as error:
         raise InvalidInput(f"--vram {error}") from error
-    found = recommendation.recommend(table, size)
+    found = recommendation.recommend(as_confirmed(known) if known else table, size)
     if as_json:
         typer.echo(json.dumps(recommendation.as_json(found), indent=2))
         return
-    for line in recommendation.lines(found):
+    for line in recommendation.lines(found, known):
         typer.echo(textwrap.fill(line, 80, subsequent_indent="  "))
     terminal().print(recommendation.tiers_table(found))
     typer.echo(
@@ -68,22 +74,27 @@ def confirm(
     devices: Devices = "",
 ) -> None:
     """Train the front again with other seeds, on rows that the search never saw: intervals, and who stays on it."""
-    from lorafront.search import confirmation_report
     from lorafront.search.confirm import confirm_search
     from lorafront.search.placement import rehearsed
     from lorafront.search.progress import Silent
-    from lorafront.search.search_file import Confirm
 
-    table, _ = study_of(name, root)
-    before = table.search.confirm or Confirm()
-    asked = None
-    if seeds is not None or hours is not None:
-        asked = Confirm(seeds=seeds or before.seeds, hours=hours or before.hours)
-    watching = Silent() if as_json else observer()
-    pretended = rehearsed(devices)
     found = confirm_search(
-        name, searches_under(root), watching, confirm=asked, held_out=held_out, engine=engine, devices=pretended
+        name,
+        searches_under(root),
+        Silent() if as_json else observer(),
+        seeds=seeds,
+        hours=hours,
+        held_out=held_out,
+        engine=engine,
+        devices=rehearsed(devices),
     )
+    show_confirmation(found, as_json=as_json)
+
+
+def show_confirmation(found: Confirmation, *, as_json: bool = False) -> None:
+    """Print what replicates say."""
+    from lorafront.search import confirmation_report
+
     if as_json:
         typer.echo(json.dumps(confirmation_report.as_json(found), indent=2))
         return
@@ -99,6 +110,7 @@ def report(
     root: Root = None,
 ) -> None:
     """Write one HTML file with the front, its figures and how to repeat it, and a Markdown version beside it."""
+    from lorafront.search.confirm import confirmation_of
     from lorafront.search.report import as_html, as_markdown
     from lorafront.trainables.checkpoint import write_text
 
@@ -107,15 +119,11 @@ def report(
     if file.suffix == ".md" or file.is_dir() or any(parent.is_file() for parent in file.parents):
         raise InvalidInput(f"--out {file} is no place for a web page; give a name such as report.html")
     file.parent.mkdir(parents=True, exist_ok=True)
-    write_text(file, as_html(table))
-    write_text(file.with_suffix(".md"), as_markdown(table))
+    known = confirmation_of(table, searches_under(root))
+    write_text(file, as_html(table, known))
+    write_text(file.with_suffix(".md"), as_markdown(table, known))
     typer.echo(f"{file}\n{file.with_suffix('.md')}")
     if file == paths.report_html:
         typer.echo(
             f"MLflow's parent run gets both with: lorafront mlflow-sync {name}" + (f" --root {root}" if root else "")
         )
-
-
-def _option(root: Path | None) -> str:
-    """Of a command that finds the same search."""
-    return f" --root {root}" if root else ""

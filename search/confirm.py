@@ -31,7 +31,8 @@ def confirm_search(
     root: RootPaths,
     observer: Observer | None = None,
     *,
-    confirm: Confirm | None = None,
+    seeds: int | None = None,
+    hours: float | None = None,
     held_out: str | None = None,
     engine: str = "process",
     devices: Sequence[Devices] = (),
@@ -42,7 +43,8 @@ def confirm_search(
         name: of the search.
         root: where searches stand.
         observer: hears of every replicate; none is silence.
-        confirm: how many seeds, for how long; none is what the search's file says, else what was asked for before.
+        seeds: of a configuration at most; none is what was asked for before, else what the search's file says.
+        hours: that it may take, all calls together; none likewise.
         held_out: file, folder or hub name of rows that the search never saw; none is what its data leaves.
         engine: as for `run_search`.
         devices: as for `run_search`.
@@ -63,14 +65,16 @@ def confirm_search(
         raise InvalidInput(f"{name} is itself a confirmation, of {table.search.confirms}")
     if not front_of(table):
         raise NoFront(f"search {name!r} has no feasible trial at full fidelity to confirm")
-    chosen = confirm or table.search.confirm
-    if own.study_db.is_file():
-        earlier = _of(name, root)
+    earlier = _of(name, root) if own.study_db.is_file() else None
+    before = (earlier or table).search.confirm or Confirm()
+    given = {"seeds": seeds, "hours": hours}
+    chosen = before.model_copy(update={key: value for key, value in given.items() if value is not None})
+    if earlier is not None:
         if held_out is not None and held_out != earlier.search.data.test_path:
             raise InvalidInput(f"{own.name} was begun with other held-out rows; to begin anew delete {own.folder}")
         resume_search(own.name, root, observer, confirm=chosen, engine=engine, devices=devices)
     else:
-        search = replicates(table, chosen or Confirm(), held_out, apart=bool(devices) or _gpus())
+        search = replicates(table, chosen, held_out, apart=bool(devices) or _gpus())
         run_search(search, root, observer, near=paths.folder, engine=engine, devices=devices)
     found = confirmation_of(table, root)
     if found is None:

@@ -221,6 +221,17 @@ def confirmation(table: StudyTable, own: StudyTable, seeds: int) -> Confirmation
     )  # fmt: skip
 
 
+def as_confirmed(found: Confirmation) -> StudyTable:
+    """The search with nothing but what is worth choosing, and the means of the replicates in place of its estimates."""
+    trials = []
+    for entry in found.kept:
+        last = entry.trial.result
+        if last is not None:
+            measured = {**entry.trial.measurements, **entry.values, "peak_vram_source": "confirmed"}
+            trials.append(replace(entry.trial, result=replace(last, measurements=measured), standalone=None))
+    return replace(found.table, trials=tuple(trials))
+
+
 class _Judged:
     """Configurations with replicates, each objective fitted."""
 

@@ -121,6 +121,8 @@ def resume_search(
         # Before the check, which looks at how much memory is free.
         end_leftovers(paths, {trial.number: trial.epoch for trial in earlier.running})
         changed = {"budget": budget or earlier.search.budget, "confirm": confirm or earlier.search.confirm}
+        if confirm is not None:
+            changed["budget"] = earlier.search.budget.model_copy(update={"hours": confirm.hours})
         search = earlier.search.model_copy(update=changed)
         prepared = check(search, root, paths.folder, warm=not earlier.warmed, devices=devices)
         prepared.store()

@@ -252,7 +252,7 @@ def real(ray_session: None, text_file: Path, tmp_path_factory: pytest.TempPathFa
 def test_a_real_front_is_confirmed_beside_its_search(real: RootPaths) -> None:
     """Other seeds, the same training rows, rows to evaluate on that the search never saw, measured peaks; once."""
     before = read_study(real.search("real").study_db)
-    found = confirm_search("real", real, confirm=Confirm(seeds=2))
+    found = confirm_search("real", real, seeds=2)
     table, own = read_study(real.search("real").study_db), read_study(real.search("real-confirm").study_db)
     assert table == before
     assert all(trial.state == "COMPLETE" for trial in own.trials)
@@ -273,9 +273,9 @@ def test_a_real_front_is_confirmed_beside_its_search(real: RootPaths) -> None:
 
 def test_more_seeds_later_go_on_from_those_that_there_are(real: RootPaths, text_file: Path) -> None:
     """What was trained stays; other held-out rows would be another confirmation."""
-    confirm_search("real", real, confirm=Confirm(seeds=2))
+    confirm_search("real", real, seeds=2)
     own = read_study(real.search("real-confirm").study_db)
-    confirm_search("real", real, confirm=Confirm(seeds=4))
+    confirm_search("real", real, seeds=4)
     more = read_study(real.search("real-confirm").study_db)
     assert more.trials[: len(own.trials)] == own.trials
     assert more.search.confirm == Confirm(seeds=4)
