@@ -136,10 +136,8 @@ def sections(table: StudyTable, confirmed: Confirmation | None = None) -> list[S
         ),
     ]  # fmt: skip
     if confirmed is not None:
-        says = (
-            "Means over seeds with their 95 % intervals, on rows that the search never saw; dotted, from its estimates."
-        )
-        found.insert(0, Section("confirmed", "With other seeds", says, report_figures.confirmed_figure(confirmed)))
+        says = "With their 95 % intervals, on rows that the search never saw; dotted, from where the search had them."
+        found.insert(0, Section("confirmed", "Means over seeds", says, report_figures.confirmed_figure(confirmed)))
     return [section for section in found if section.figure is not None]
 
 
@@ -172,10 +170,8 @@ def confirmed_rows(found: Confirmation) -> dict[str, Any]:
     """What replicates say, as headings and rows of text, and in sentences."""
     objectives = found.table.search.objective_list
     headings = [{"text": "trial", "number": True}, {"text": "configuration", "number": False}]
-    headings += [
-        {"text": "seeds", "number": True},
-        *({"text": f"{o.label} {o.unit}".strip(), "number": True} for o in objectives),
-    ]
+    measured = [f"{o.label} {f'({o.unit})' if o.unit else ''}".strip() for o in objectives]
+    headings += [{"text": text, "number": True} for text in ("seeds", *measured)]
     headings += [{"text": "on the front", "number": True}, {"text": "", "number": False}]
     rows = [
         [

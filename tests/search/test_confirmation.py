@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -16,10 +18,21 @@ from hypothesis import strategies as st
 from support import TINY_LLAMA, lora
 
 from lorafront.search.confirm import confirm_search, confirmation_of, replicates
-from lorafront.search.confirmation import SEARCHED, Confirmation, confirmation, following, replicated, seeds_of
+from lorafront.search.confirmation import (
+    SEARCHED,
+    Confirmation,
+    as_confirmed,
+    confirmation,
+    following,
+    replicated,
+    seeds_of,
+)
 from lorafront.search.confirmation_report import as_json, chance, confirmation_table, lines
 from lorafront.search.front import front_of
 from lorafront.search.paths import RootPaths
+from lorafront.search.recommendation import lines as recommendation_lines
+from lorafront.search.recommendation import recommend
+from lorafront.search.report import as_html, as_markdown
 from lorafront.search.run import run_search
 from lorafront.search.search_file import Confirm, parse_search
 from lorafront.search.study_table import StudyTable, TrialRecord, read_study
@@ -317,3 +330,48 @@ def test_a_search_without_a_front_cannot_be_confirmed(ray_session: None, text_fi
     run_search(search, root, engine="toy")
     with pytest.raises(NoFront, match="to confirm"):
         confirm_search("none", root, engine="toy")
+
+
+def test_a_recommendation_speaks_by_the_replicates_and_how_sure_they_are(real: RootPaths) -> None:
+    """What it takes is worth choosing, its quality is the mean over seeds, and the report says the same."""
+    found = confirm_search("real", real)
+    chosen = recommend(as_confirmed(found))
+    entry = found.of(chosen.trial.number)
+    assert entry in found.kept
+    assert entry is not None
+    assert chosen.trial.measurements["perplexity"] == entry.values["perplexity"]
+    told = " ".join(recommendation_lines(chosen, found))
+    assert f"over {entry.seeds} seeds: perplexity" in told
+    assert "may be its noise" not in told
+    text = as_markdown(found.table, found)
+    assert "## With other seeds" in text
+    for one in found.entries:
+        assert f"| {one.trial.number} | {one.trial.lora.label} | {one.seeds} |" in text
+    assert 'id="confirmed-table"' in as_html(found.table, found)
+    assert 'id="confirmed-table"' not in as_html(found.table)
+
+
+def test_a_file_that_asks_for_it_is_confirmed_when_its_search_has_ended(
+    ray_session: None, text_file: Path, tmp_path: Path
+) -> None:
+    """`confirm: 2` is two seeds each; `resume` of the replicates and a second `confirm` find nothing to do."""
+    file = tmp_path / "asks.yaml"
+    file.write_text(
+        f"name: asks\nmodel: {TINY_LLAMA}\ndata: {{path: {text_file}, max_length: 32, train_rows: 64, eval_rows: 8}}\n"
+        "space: {rank: [2, 4], quantization: bf16, modules: attention, bias: none}\nbudget: {trials: 3}\nconfirm: 2\n",
+        encoding="utf-8",
+    )
+    command = [sys.executable, "-m", "lorafront.search.cli"]
+    options = ["--root", str(tmp_path / "root")]
+
+    def said(*words: str) -> str:
+        done = subprocess.run([*command, *words, *options], capture_output=True, text=True, timeout=300, check=True)
+        return done.stdout
+
+    assert "trained again with other seeds" in said("run", str(file), "--engine", "toy")
+    shown = json.loads(said("pareto", "asks", "--confirmed", "--json"))
+    assert all(entry["seeds"] == 2 for entry in shown["kept"])
+    own = read_study(tmp_path / "root" / "asks-confirm" / "study.db")
+    said("resume", "asks-confirm", "--engine", "toy")
+    assert json.loads(said("confirm", "asks", "--engine", "toy", "--json")) == shown
+    assert read_study(tmp_path / "root" / "asks-confirm" / "study.db").trials == own.trials
