@@ -195,9 +195,9 @@ def _encode(data: DataConfig, task: Task, tokenizer: PreTrainedTokenizerBase, ra
     form = raw.main.form
     if form.packed:  # blocks are the rows, so they are what is split
         held_out = encode(pairs.evaluation, form, "evaluation") if pairs.evaluation is not None else None
-        train, evaluation = _split(encode(pairs.main, form, "training"), held_out, data)
+        train, evaluation = split_rows(encode(pairs.main, form, "training"), held_out, data)
     else:
-        parts = zip(_split(pairs.main, pairs.evaluation, data), ("training", "evaluation"), strict=True)
+        parts = zip(split_rows(pairs.main, pairs.evaluation, data), ("training", "evaluation"), strict=True)
         train, evaluation = (encode(part, form, name) for part, name in parts)
     also = {
         name: _some(
@@ -255,8 +255,8 @@ def _some(rows: list[Any], wanted: int | None, data: DataConfig, *words: str) ->
     return [rows[i] for i in chosen[: wanted or DEFAULT_EVAL_ROWS]]
 
 
-def _split(rows: list[Any], evaluation: list[Any] | None, data: DataConfig) -> tuple[list[Any], list[Any]]:
-    """Seeded split into (train, evaluation), each cut to the rows asked for."""
+def split_rows(rows: list[Any], evaluation: list[Any] | None, data: DataConfig) -> tuple[list[Any], list[Any]]:
+    """Seeded split into (train, evaluation), each cut to the rows asked for; `evaluation` is a split of its own."""
     order = seeded_generator(data.split_seed, "split").permutation(len(rows))
     if evaluation is None:
         wanted = data.eval_rows or min(DEFAULT_EVAL_ROWS, max(1, round(len(rows) * DEFAULT_EVAL_SHARE)))
