@@ -40,9 +40,7 @@ FACTS = "lorafront.json"
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 
 
-def export_front(
-    paths: SearchPaths, out: Path, numbers: Sequence[int] = (), formats: Sequence[str] = ()
-) -> list[Path]:
+def export_front(paths: SearchPaths, out: Path, numbers: Sequence[int] = (), formats: Sequence[str] = ()) -> list[Path]:
     """Export every front member, or the trials of the given numbers.
 
     Args:
@@ -187,6 +185,10 @@ class Exported:
             self.final.rename(old)
         aside.rename(self.final)
         shutil.rmtree(old, ignore_errors=True)
+
+    def put_into(self, out: Path) -> None:
+        """Write its files into a folder that is there."""
+        self._fill(out, ())
 
     def _fill(self, out: Path, recipes: Sequence[str]) -> None:
         table, trial, adapter = self.table, self.trial, self.checkpoint / "adapter"

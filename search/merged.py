@@ -8,23 +8,21 @@ search, the better one is kept, and its README says both.
 from __future__ import annotations
 
 import gc
-import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from peft import PeftModel
 
 from lorafront.search.recipes import facts
 from lorafront.search.study_table import StudyTable, TrialRecord
 from lorafront.spaces.errors import InvalidInput
 from lorafront.spaces.quantization import UNQUANTIZED
-from lorafront.trainables.checkpoint import write_json, write_text
+from lorafront.trainables.checkpoint import ASIDE, write_json, write_text
 from lorafront.trainables.evaluate import tally
 from lorafront.trainables.frozen_base import FrozenBase
-from lorafront.trainables.models import load_tokenizer
+from lorafront.trainables.models import device, dtype_named, load_tokenizer
 from lorafront.trainables.task import task_named
 
 if TYPE_CHECKING:
@@ -51,20 +49,22 @@ def write_merged(table: StudyTable, trial: TrialRecord, checkpoint: Path, tokens
     """
     measured: dict[str, dict[str, float]] = {}
     kept, least = "", float("inf")
+    aside = out.with_name(f"{out.name}{ASIDE}merge")
     for into, model in _merges(table, trial, checkpoint, tokens):
-        measured[into] = _measured(table, trial, model, tokens)
+        model.save_pretrained(str(aside))
+        del model
+        measured[into] = _measured(table, trial, aside, tokens)
         if measured[into]["eval_loss"] < least:
             kept, least = into, measured[into]["eval_loss"]
             shutil.rmtree(out, ignore_errors=True)
-            model.save_pretrained(str(out))
+            aside.rename(out)
+        shutil.rmtree(aside, ignore_errors=True)
     if not kept:
         raise InvalidInput(f"trial {trial.number} merged gives no finite loss, so it is not written")
     load_tokenizer(table.search.model).save_pretrained(str(out))
     own = {name: trial.measurements[name] for name in measured[kept] if name in trial.measurements}
-    write_json(
-        out / "merged.json",
-        {"search": table.search.name, "trial": trial.number, "merged_into": kept, "measured": measured, "trial_measured": own},
-    )  # fmt: skip
+    said = {"merged_into": kept, "measured": measured, "trial_measured": own}
+    write_json(out / "merged.json", {"search": table.search.name, "trial": trial.number, **said})
     write_text(out / "README.md", _readme(table, trial, kept, measured, own))
 
 
@@ -83,8 +83,9 @@ def _merges(
         _refuse_tied(peft_model, trial)
         merged: PreTrainedModel = peft_model.merge_and_unload(safe_merge=True)
         merged.config.pad_token_id = tokens.pad_id
-        yield into, merged.to(torch.bfloat16 if stored == "bf16" else merged.dtype)
-        del base, peft_model, merged
+        del base, peft_model
+        yield into, merged
+        del merged
         gc.collect()
 
 
@@ -95,15 +96,17 @@ def _refuse_tied(model: PeftModel, trial: TrialRecord) -> None:
         return
     if hasattr(plain.get_output_embeddings(), "lora_A"):
         raise InvalidInput(
-            f"trial {trial.number} adapts the output layer, which shares its weights with the embedding, so it cannot be "
-            "merged; take the format peft"
+            f"trial {trial.number} adapts the output layer, which shares its weights with the embedding, so it cannot "
+            "be merged; take the format peft"
         )
 
 
-def _measured(table: StudyTable, trial: TrialRecord, model: PreTrainedModel, tokens: TokenData) -> dict[str, float]:
-    """What the search's own evaluation says of the merged model."""
+def _measured(table: StudyTable, trial: TrialRecord, folder: Path, tokens: TokenData) -> dict[str, float]:
+    """What the search's own evaluation says of a merged model, loaded as whoever uses it will."""
     search = table.search
     task = task_named(search.task, search.code_folder)
+    dtype = dtype_named(str(trial.measurements["compute_dtype"]))
+    model = task.auto_class().from_pretrained(str(folder), dtype=dtype, device_map={"": device()})
     size = search.training.eval_batch_size or trial.lora.batch_size
     return task.metrics(tally(model, task, tokens.evaluation, tokens.pad_id, size, model.device))
 
@@ -112,14 +115,10 @@ def _readme(
     table: StudyTable, trial: TrialRecord, kept: str, measured: dict[str, dict[str, float]], own: dict[str, Any]
 ) -> str:
     names = list(own)
-    rows = [
-        f"| the trial: adapter on its base in {trial.lora.quantization} | " + " | ".join(f"{own[n]:.6g}" for n in names) + " |",
-        *(
-            f"| merged into {into}{' (this folder)' if into == kept else ''} | "
-            + " | ".join(f"{found[n]:.6g}" for n in names) + " |"
-            for into, found in measured.items()
-        ),
-    ]  # fmt: skip
+    compared = {f"the trial: adapter on its base in {trial.lora.quantization}": own}
+    for into, found in measured.items():
+        compared[f"merged into {into}{' (this folder)' if into == kept else ''}"] = found
+    rows = [f"| {what} | {' | '.join(f'{found[name]:.6g}' for name in names)} |" for what, found in compared.items()]
     lines = [
         f"# Trial {trial.number} of lorafront search {table.search.name}, merged",
         "",

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from ruamel.yaml import YAML
+from ruamel.yaml.representer import RoundTripRepresenter
 
 from lorafront.spaces.lora import LoraConfiguration
 from lorafront.trainables.config import ModelConfig
@@ -104,9 +105,22 @@ def commented(recipe: Recipe, command: str, remarks: Sequence[str], unsaid: Sequ
     return "".join(f"# {line}\n" for line in lines)
 
 
+class _Dotted(RoundTripRepresenter):
+    """Numbers of YAML 1.1: without a dot it takes 1e-05 for text."""
+
+    def represent_float(self, data: float) -> Any:
+        """As Python says it, with a dot."""
+        said = repr(data)
+        return self.represent_scalar("tag:yaml.org,2002:float", said if "." in said else said.replace("e", ".0e"))
+
+
+_Dotted.add_representer(float, _Dotted.represent_float)
+
+
 def yaml_text(content: Mapping[str, Any]) -> str:
-    """YAML that readers of version 1.1 understand as well (numbers such as 1.0e-05 have their dot)."""
+    """YAML that readers of version 1.1 understand as well, which those of the trainers are."""
     stream, yaml = io.StringIO(), YAML()
     yaml.width = 4096  # no line of a path is broken
+    yaml.Representer = _Dotted
     yaml.dump(dict(content), stream)
     return stream.getvalue()

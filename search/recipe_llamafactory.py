@@ -29,7 +29,9 @@ def files(recipe: Recipe) -> dict[str, str]:
     """Names of files and what they hold."""
     unsaid = [*recipe.unsaid_alpha("llamafactory"), *recipe.unsaid_bias("llamafactory")]
     if recipe.form == "text":
-        unsaid += ["blocks of text: llamafactory ends each with the end token; the trial had it at the end of documents"]
+        unsaid += [
+            "blocks of text: llamafactory ends each with the end token; the trial had it at the end of documents"
+        ]
     remarks = [LENGTH]
     if recipe.form == "turns":
         remarks += ["Without `template` llamafactory takes the chat template of the tokenizer."]
@@ -47,7 +49,7 @@ def _content(recipe: Recipe) -> dict[str, Any]:
         quantized = {"quantization_bit": 4, "quantization_type": quant_type, "double_quantization": nested}
     elif kind == "int8":
         quantized = {"quantization_bit": 8}
-    templates = {"pairs": {"template": "empty"}, "turns": {"mask_history": True}}
+    templates: dict[str, dict[str, Any]] = {"pairs": {"template": "empty"}, "turns": {"mask_history": True}}
     arguments = {name: value for name, value in recipe.arguments.items() if name != "gradient_checkpointing"}
     return {
         "model_name_or_path": recipe.model.name,

@@ -58,11 +58,12 @@ def _content(recipe: Recipe) -> dict[str, Any]:
 
 def _unsaid(recipe: Recipe) -> list[str]:
     lora, arguments = recipe.lora, recipe.arguments
+    held_out = f"{recipe.rows_as(SHAPES[recipe.form])}/{VALIDATION}"
     found = [
         *recipe.unsaid_alpha("unsloth"),
         *recipe.unsaid_bias("unsloth"),
         f"optimizer {arguments['optim']}: unsloth takes adamw_8bit on CUDA",
-        f"evaluation: unsloth's command line does none; the rows are in {recipe.rows_as(SHAPES[recipe.form])}/{VALIDATION}",
+        f"evaluation: unsloth's command line does none; the rows are in {held_out}",
     ]
     if lora.quantization == "int8":
         found += ["quantization int8: unsloth stores in 4 or in 16 bits; load_in_4bit is off, which needs more memory"]

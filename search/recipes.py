@@ -155,7 +155,7 @@ def facts(table: StudyTable, trial: TrialRecord) -> tuple[str, ...]:
     return (
         f"Trial {trial.number} of lorafront search {search.name}: {trial.lora.label}",
         f"Measured: {', '.join(told)}; on the {search.task} task, one training",
-        f"Peak VRAM: {peak}; predicted {f'{predicted:.4g} GiB' if predicted else 'by nobody'}",
+        f"Peak VRAM: {peak}; predicted: {f'{predicted:.4g} GiB' if predicted else 'nothing'}",
         f"Trained on {rows} rows (repeats counted) of {source}, format {search.data.format}, seed {search.seed}",
         f"Versions where this was written: {versions()}",
     )

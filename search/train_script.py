@@ -111,11 +111,11 @@ def load(base: Row, arguments: TrainingArguments) -> Any:
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False  # bitsandbytes 0.50: else adapters get no gradient on such CPUs
     model.config.pad_token_id = base["pad_id"]
-    model.requires_grad_(False)
+    model.requires_grad_(requires_grad=False)
     if arguments.gradient_checkpointing:
         model.enable_input_require_grads()
     adapter = LoraConfig.from_pretrained(str(HERE))
-    adapter.inference_mode = False
+    adapter.inference_mode, adapter.base_model_name_or_path = False, None
     return get_peft_model(model, adapter)
 
 
@@ -125,7 +125,10 @@ def measure(model: Any, rows: list[Row], base: Row, size: int) -> dict[str, floa
     model.eval()
     nll = targets = right = 0.0
     for start in range(0, len(rows), size):
-        batch = {name: tensor.to(model.device) for name, tensor in collate(rows[start : start + size], base["pad_id"]).items()}
+        batch = {
+            name: tensor.to(model.device)
+            for name, tensor in collate(rows[start : start + size], base["pad_id"]).items()
+        }
         logits, labels = model(**batch).logits.float(), batch["labels"]
         if base["task"] == "causal_lm":
             logits, labels = logits[:, :-1], labels[:, 1:]
@@ -134,7 +137,11 @@ def measure(model: Any, rows: list[Row], base: Row, size: int) -> dict[str, floa
         targets += int((labels != IGNORE).sum())
         right += int((logits.argmax(-1) == labels).sum())
     found = {"eval_loss": nll / targets}
-    return {**found, "accuracy": right / targets} if base["task"] == "seq_cls" else {**found, "perplexity": math.exp(nll / targets)}
+    return (
+        {**found, "accuracy": right / targets}
+        if base["task"] == "seq_cls"
+        else {**found, "perplexity": math.exp(nll / targets)}
+    )
 
 
 def main() -> None:
@@ -158,7 +165,9 @@ def main() -> None:
     labels = (read("model_arguments.json") or {}).get("label2id", {})
     rows = options.rows or HERE / base["rows"]
     train = rows_of(rows / "train.jsonl", base, tokenizer, labels)
-    trainer = Trainer(model=model, args=arguments, train_dataset=train, data_collator=lambda some: collate(some, base["pad_id"]))
+    trainer = Trainer(
+        model=model, args=arguments, train_dataset=train, data_collator=lambda some: collate(some, base["pad_id"])
+    )
     trainer.train()
     validation = rows_of(rows / "validation.jsonl", base, tokenizer, labels)
     measured = measure(model, validation, base, arguments.per_device_eval_batch_size)
