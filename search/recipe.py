@@ -84,6 +84,9 @@ class Recipe:
         return [] if self.lora.bias == "none" else [f"bias {self.lora.bias}: {trainer} trains no biases"]
 
 
+DRAWS = (
+    "It draws the order of rows, the first A and dropout otherwise than the trial, so its numbers are near, not equal"
+)
 LENGTH = "max_steps is the length of the trial; for a full training take it out and set the number of epochs"
 
 
@@ -96,7 +99,7 @@ def commented(recipe: Recipe, command: str, remarks: Sequence[str], unsaid: Sequ
         remarks: what a reader should know.
         unsaid: what of the configuration this format cannot say.
     """
-    lines = [*recipe.facts, f"Run it in its folder: {command}", *remarks]
+    lines = [*recipe.facts, f"Run it in its folder: {command}", DRAWS, *remarks]
     if recipe.framed and recipe.form == "pairs":
         unsaid = [*unsaid, "the rows have begin and end tokens of their own, and a trainer adds its own to them"]
     if unsaid:

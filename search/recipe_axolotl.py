@@ -30,6 +30,8 @@ def files(recipe: Recipe) -> dict[str, str]:
     unsaid = [*recipe.unsaid_alpha("axolotl"), *recipe.unsaid_bias("axolotl")]
     if recipe.form == "text":
         unsaid += ["blocks of text: axolotl ends each with the end token; the trial had it at the end of documents"]
+    if recipe.form == "turns":
+        unsaid += ["what the chat template writes behind the end of the last turn: axolotl does not train on it"]
     return {FILE: commented(recipe, COMMAND, [LENGTH], unsaid) + yaml_text(_content(recipe))}
 
 

@@ -27,9 +27,8 @@ def files(recipe: Recipe) -> dict[str, str]:
         "max_length": recipe.max_length,
         "rows": recipe.rows_as(SHAPES[recipe.form]),
     }
-    differs = "It draws rows and the first A in another order than the trial, so its numbers are near and not the same."
     script = package_files("lorafront.search").joinpath("train_script.py").read_text(encoding="utf-8")
     return {
-        FILE: commented(recipe, COMMAND, [differs], []) + script,
+        FILE: commented(recipe, COMMAND, [], []) + script,
         BASE: json.dumps(base, indent=2, sort_keys=True) + "\n",
     }

@@ -20,8 +20,10 @@ from lorafront.search.paths import RootPaths
 from lorafront.search.run import run_search
 from lorafront.search.search_file import parse_search
 from lorafront.search.study_table import StudyTable
+from lorafront.search.tables import number
 from lorafront.search.train_export import Length, train_export
 from lorafront.spaces.errors import InvalidInput
+from lorafront.spaces.objectives import OBJECTIVES
 from lorafront.trainables.evaluate import tally
 from lorafront.trainables.task import task_named
 
@@ -88,7 +90,7 @@ def test_recipes_bring_the_rows_that_the_search_had(
         for name in FORMATS[1:]:
             text = (folder / f"{name}.yaml").read_text()
             assert f"# Trial {trial.number} of lorafront search answers" in text
-            assert f"perplexity {trial.measurements['perplexity']:.3f}"[:17] in text
+            assert f"perplexity {number(trial.measurements['perplexity'], OBJECTIVES['perplexity'])}" in text
             assert "seed 0" in text
             assert "peft" in text
             assert str(TINY_LLAMA) not in text
