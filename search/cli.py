@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from lorafront.search import cli_export  # noqa: F401  # more commands
 from lorafront.search.cli_choosing import show_confirmation  # and with it more commands
 from lorafront.search.cli_shared import (
     Devices,
@@ -303,21 +304,6 @@ def pareto(
         typer.echo(front_csv(table, members), nl=False)
     else:
         terminal().print(front_table(table, members))
-
-
-@app.command()
-def export(
-    name: Name,
-    out: Annotated[Path, typer.Option(help="Folder to write.")],
-    trial: Annotated[list[int] | None, typer.Option(help="A trial's number; without it the whole front.")] = None,
-    root: Root = None,
-) -> None:
-    """Write front members as folders that PEFT and transformers load."""
-    from lorafront.search.export import export_front
-
-    folders = export_front(searches_under(root).existing(name), out, trial or ())
-    for folder in folders:
-        typer.echo(str(folder))
 
 
 @app.command(name="mlflow-sync")

@@ -201,7 +201,7 @@ def _encode(data: DataConfig, task: Task, tokenizer: PreTrainedTokenizerBase, ra
         encode(rows, form, name) if form.packed and rows is not None else rows  # blocks are the rows, so they are split
         for rows, name in ((pairs.main, "training"), (pairs.evaluation, "evaluation"), (pairs.test, "held-out"))
     ]
-    parts = _split(sources[0] or [], sources[1], data)
+    parts = split_rows(sources[0] or [], sources[1], data)
     named = {"training": parts.train, "evaluation": parts.evaluation}
     if data.evaluate_on == "held_out":
         named["held-out"] = _held_out(parts, sources[2], data)
@@ -265,7 +265,7 @@ def _some(rows: list[Any], wanted: int | None, data: DataConfig, *words: str) ->
     return [rows[i] for i in chosen[: wanted or DEFAULT_EVAL_ROWS]]
 
 
-class _Parts(NamedTuple):
+class Parts(NamedTuple):
     """Rows to train on, to evaluate on, and what both leave of their sources."""
 
     train: list[Any]
@@ -274,8 +274,8 @@ class _Parts(NamedTuple):
     left_of_evaluation: list[Any]
 
 
-def _split(rows: list[Any], evaluation: list[Any] | None, data: DataConfig) -> _Parts:
-    """Seeded split, each part cut to the rows asked for."""
+def split_rows(rows: list[Any], evaluation: list[Any] | None, data: DataConfig) -> Parts:
+    """Seeded split, each part cut to the rows asked for; `evaluation` is a split of its own."""
     left: list[Any] = []
     order = seeded_generator(data.split_seed, "split").permutation(len(rows))
     if evaluation is None:
@@ -287,10 +287,10 @@ def _split(rows: list[Any], evaluation: list[Any] | None, data: DataConfig) -> _
         shuffled = _some(evaluation, len(evaluation), data)
         chosen, left = shuffled[: data.eval_rows or DEFAULT_EVAL_ROWS], shuffled[data.eval_rows or DEFAULT_EVAL_ROWS :]
     wanted = data.train_rows or len(order)
-    return _Parts([rows[i] for i in order[:wanted]], chosen, [rows[i] for i in order[wanted:]], left)
+    return Parts([rows[i] for i in order[:wanted]], chosen, [rows[i] for i in order[wanted:]], left)
 
 
-def _held_out(parts: _Parts, test: list[Any] | None, data: DataConfig) -> list[Any]:
+def _held_out(parts: Parts, test: list[Any] | None, data: DataConfig) -> list[Any]:
     """As many rows as the search evaluated on that it never saw, none of them equal to one that it did.
 
     From the test split, else from what the search left: first of its evaluation rows, then of its training rows.
