@@ -58,6 +58,19 @@ def lines(found: Confirmation) -> list[str]:
     return told
 
 
+def how_sure(found: Confirmation, number: int) -> list[str]:
+    """What replicates say of one trial of the search; nothing where it has none."""
+    entry, quality = found.of(number), found.quality
+    if entry is None:
+        return []
+    told = f"over {entry.seeds} seeds: {quality.label} {with_interval(entry, quality)}"
+    told += f" (95 %), on rows that the search never saw; on the front with a chance of {chance(entry.probability)}"
+    lost = [f"{entry.lost} of {entry.seeds + entry.lost} seeds diverged or failed"] if entry.lost else []
+    numbers = ", ".join(map(str, entry.covers))
+    same = [f"as good within noise or a trifle: trial{'s' if len(entry.covers) > 1 else ''} {numbers}"]
+    return [told, *lost, *(same if entry.covers else [])]
+
+
 def verdict(found: Confirmation, entry: Confirmed) -> str:
     """What became of a configuration, in words."""
     if entry in found.needless:

@@ -13,10 +13,12 @@ import json
 import os
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lorafront.search.confirm import confirmation_of
+from lorafront.search.confirmation_report import how_sure
 from lorafront.search.front import as_json, front_of, values
 from lorafront.search.paths import RootPaths, SearchPaths
 from lorafront.search.placement import MACHINE, WORKER
@@ -37,6 +39,7 @@ _ARGUMENTS = [
     'arguments["id2label"] = {int(number): label for number, label in arguments["id2label"].items()}',
 ]
 FACTS = "lorafront.json"
+PATHS = ("path", "eval_path", "test_path")  # of data
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 
 
@@ -71,8 +74,11 @@ def export_front(paths: SearchPaths, out: Path, numbers: Sequence[int] = (), for
 
         write_rows(rows_of(table.search, tokens), recipes, out)
     folders = []
+    confirmed = confirmation_of(table, RootPaths(paths.folder.parent))
     for trial in chosen:
-        folder = Exported(table, trial, checkpoint_of(paths, trial), out / f"trial-{trial.number:05d}", model)
+        sure = tuple(how_sure(confirmed, trial.number)) if confirmed else ()
+        place = out / f"trial-{trial.number:05d}"
+        folder = Exported(table, trial, checkpoint_of(paths, trial), place, model, sure)
         folder.write(recipes, tokens if MERGED in formats else None)
         folders.append(folder.final)
     reached("mid_export")
@@ -137,7 +143,7 @@ def settings(search: SearchFile) -> dict[str, Any]:
     found: dict[str, Any] = search.model_dump(mode="json", include=kept, exclude_none=True)
     found["model"]["name"] = from_here(search.model.name)
     sources = [found["data"], *found["data"].get("also_evaluate", {}).values()]
-    for section, key in ((section, key) for section in sources for key in ("path", "eval_path") if key in section):
+    for section, key in ((section, key) for section in sources for key in PATHS if key in section):
         section[key] = from_here(section[key])
     return {**found, **({"code": from_here(search.code)} if search.code else {})}
 
@@ -163,6 +169,7 @@ class Exported:
         checkpoint: its adapter and how its base is loaded.
         final: where the folder will stand.
         model: the base as seen from the current folder.
+        sure: what replicates over seeds say of it, a line each.
     """
 
     table: StudyTable
@@ -170,6 +177,7 @@ class Exported:
     checkpoint: Path
     final: Path
     model: str
+    sure: tuple[str, ...] = ()
 
     def write(self, recipes: Sequence[str] = (), merge_on: TokenData | None = None) -> None:
         """Write it aside, then put it in the place of an older one; `merge_on`: rows to measure a merged model on."""
@@ -212,16 +220,17 @@ class Exported:
         arguments = training_arguments(table, trial, rows, dtype, on_cpu=_on_cpu(trial.measurements))
         write_json(out / "training_arguments.json", arguments)
         write_json(out / FACTS, self._facts(rows, dtype))
-        write_text(out / "README.md", _readme(table, trial, self.model, base, Path(os.path.relpath(self.final))))
+        write_text(out / "README.md", _readme(self, base, Path(os.path.relpath(self.final))))
         if recipes:
-            write_recipes(recipe_of(table, trial, config, base, arguments, self.final), recipes, out)
+            recipe = recipe_of(table, trial, config, base, arguments, self.final)
+            write_recipes(replace(recipe, facts=(*recipe.facts, *self.sure)), recipes, out)
 
     def _facts(self, rows: int, dtype: str) -> dict[str, Any]:
         table, trial = self.table, self.trial
         return {
             "search": table.search.name, "trial": trial.number, "model": self.model, "dtype": dtype,
             "configuration": trial.lora.model_dump(mode="json"), "measurements": trial.measurements,
-            "train_rows": rows, "seed": table.search.seed, "settings": settings(table.search),
+            "train_rows": rows, "seed": table.seed_of(trial), "settings": settings(table.search),
             **({"execution": trial.execution.model_dump()} if trial.execution else {}),
         }  # fmt: skip
 
@@ -253,7 +262,7 @@ def training_arguments(table: StudyTable, trial: TrialRecord, rows: int, dtype: 
         "gradient_checkpointing": training.gradient_checkpointing,
         "bf16": dtype == "bfloat16",
         "fp16": dtype == "float16",
-        "seed": table.search.seed,
+        "seed": table.seed_of(trial),
         **({"use_cpu": True} if on_cpu else {}),  # transformers refuses bf16 on a CPU without it
     }
 
@@ -264,7 +273,8 @@ def _numbers(table: StudyTable, trial: TrialRecord) -> list[str]:
     return [f"| {o.label} | {number(value, o)} {o.unit} |" for value, o in pairs]
 
 
-def _readme(table: StudyTable, trial: TrialRecord, model: str, base: dict[str, Any], folder: Path) -> str:
+def _readme(exported: Exported, base: dict[str, Any], folder: Path) -> str:
+    table, trial, model = exported.table, exported.trial, exported.model
     lora, measured = trial.lora, trial.measurements
     references = [
         f"| {name}: {o.label} | {number(found[o.name], o)} |"
@@ -277,8 +287,9 @@ def _readme(table: StudyTable, trial: TrialRecord, model: str, base: dict[str, A
         "",
         f"LoRA rank {lora.rank}, alpha {lora.alpha:g}, {lora.modules}, dropout {lora.dropout:.3g}, bias {lora.bias},",
         f"learning rate {lora.learning_rate:.3g}, base {model} in {lora.quantization}, task {table.search.task},",
-        f"{trial.last.rows if trial.last else 0} training rows, seed {table.search.seed}.",
+        f"{trial.last.rows if trial.last else 0} training rows, seed {table.seed_of(trial)}.",
         "",
+        *(line for told in exported.sure for line in (told[0].upper() + told[1:] + ".", "")),
         "| measured | |",
         "|---|---|",
         *_numbers(table, trial),

@@ -151,11 +151,11 @@ def facts(table: StudyTable, trial: TrialRecord) -> tuple[str, ...]:
     predicted = measured.get(f"predicted_{VRAM}")
     peak = f"{measured[VRAM]:.4g} GiB ({measured.get('peak_vram_source')})" if measured.get(VRAM) else "not measured"
     data, rows = Path(search.data.path), trial.last.rows if trial.last else 0
-    source = data.name if data.is_absolute() else search.data.path
+    source, form = data.name if data.is_absolute() else search.data.path, search.data.format
     return (
         f"Trial {trial.number} of lorafront search {search.name}: {trial.lora.label}",
         f"Measured: {', '.join(told)}; on the {search.task} task, one training",
         f"Peak VRAM: {peak}; predicted: {f'{predicted:.4g} GiB' if predicted else 'nothing'}",
-        f"Trained on {rows} rows (repeats counted) of {source}, format {search.data.format}, seed {search.seed}",
+        f"Trained on {rows} rows (repeats counted) of {source}, format {form}, seed {table.seed_of(trial)}",
         f"Versions where this was written: {versions()}",
     )

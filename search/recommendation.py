@@ -15,7 +15,7 @@ from typing import Any
 from rich.table import Table
 
 from lorafront.search.confirmation import Confirmation
-from lorafront.search.confirmation_report import chance, with_interval
+from lorafront.search.confirmation_report import how_sure
 from lorafront.search.front import front_of, values
 from lorafront.search.gpu_memory import CONTEXT, OVER, TIERS
 from lorafront.search.study_table import VRAM, StudyTable, TrialRecord
@@ -182,12 +182,7 @@ def _how_sure(trial: TrialRecord, confirmed: Confirmation | None) -> list[str]:
     entry = confirmed and confirmed.of(trial.number)
     if not confirmed or not entry:
         return ["each was trained once, with one seed; a small difference may be its noise: confirm it"]
-    told = f"over {entry.seeds} seeds: {confirmed.quality.label} {with_interval(entry, confirmed.quality)}"
-    told += f" (95 %), on rows that the search never saw; on the front with a chance of {chance(entry.probability)}"
-    lost = [f"{entry.lost} of {entry.seeds + entry.lost} seeds diverged or failed"] if entry.lost else []
-    numbers = ", ".join(map(str, entry.covers))
-    same = [f"as good within noise or a trifle: trial{'s' if len(entry.covers) > 1 else ''} {numbers}"]
-    return [told, *lost, *(same if entry.covers else [])]
+    return how_sure(confirmed, trial.number)
 
 
 def tiers_table(found: Recommendation) -> Table:
