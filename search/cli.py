@@ -17,14 +17,26 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lorafront.search import cli_choosing  # noqa: F401  # more commands
-from lorafront.search.cli_shared import Devices, Engine, File, Json, Name, Root, app, searches_under, study_of, terminal
+from lorafront.search import cli_export  # noqa: F401  # more commands
+from lorafront.search.cli_choosing import show_confirmation  # and with it more commands
+from lorafront.search.cli_shared import (
+    Devices,
+    Engine,
+    File,
+    Json,
+    Name,
+    Root,
+    app,
+    observer,
+    searches_under,
+    study_of,
+    terminal,
+)
 from lorafront.spaces.errors import InvalidInput, LorafrontError, NoFront
 from lorafront.trainables.shipped_architectures import SHIPPED
 
 if TYPE_CHECKING:
     from lorafront.search.paths import RootPaths
-    from lorafront.search.progress import Observer
     from lorafront.search.study_table import StudyTable
 
 
@@ -152,10 +164,11 @@ def run(file: File, root: Root = None, engine: Engine = "process", devices: Devi
     pretended = rehearsed(devices)
 
     def work() -> StudyTable:
-        return run_search(search, paths, _observer(), text=text, near=near, engine=engine, devices=pretended)
+        return run_search(search, paths, observer(), text=text, near=near, engine=engine, devices=pretended)
 
     table = _placed(file, work)
     _conclude(table, paths, time.monotonic() - start)
+    _confirm(table, paths, engine, devices)
 
 
 @app.command()
@@ -165,8 +178,9 @@ def resume(name: Name, root: Root = None, engine: Engine = "process", devices: D
     from lorafront.search.run import resume_search
 
     start = time.monotonic()
-    table = resume_search(name, searches_under(root), _observer(), engine=engine, devices=rehearsed(devices))
+    table = resume_search(name, searches_under(root), observer(), engine=engine, devices=rehearsed(devices))
     _conclude(table, searches_under(root), time.monotonic() - start)
+    _confirm(table, searches_under(root), engine, devices)
 
 
 @app.command()
@@ -216,8 +230,9 @@ def extend(
     if send(paths, Request(kind="extend", budget=budget)):
         typer.echo(f"{name} goes on: {shown(budget, table.spent)}")
     else:
-        table = resume_search(name, searches_under(root), _observer(), budget=budget)
+        table = resume_search(name, searches_under(root), observer(), budget=budget)
         _conclude(table, searches_under(root), time.monotonic() - start)
+        _confirm(table, searches_under(root))
 
 
 @app.command(name="list")
@@ -268,13 +283,21 @@ def pareto(
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
     plot: Annotated[Path | None, typer.Option(help="Write a picture (PNG).")] = None,
     under: Annotated[str | None, typer.Option(help="The best within so much VRAM, such as 8GB.")] = None,
+    confirmed: Annotated[bool, typer.Option("--confirmed", help="What `confirm` has found so far.")] = False,
 ) -> None:
     """Show the Pareto front of a search."""
     from lorafront.search import front as fronts
     from lorafront.search.baseline import with_differences
+    from lorafront.search.confirm import confirmation_of
     from lorafront.search.tables import baseline_lines, front_csv, front_table
 
     table, _ = study_of(name, root)
+    if confirmed:
+        found = confirmation_of(table, searches_under(root))
+        if found is None:
+            raise NoFront(f"{name} has no replicates with other seeds; train them with: lorafront confirm {name}")
+        show_confirmation(found, as_json=as_json)
+        return
     members = fronts.front_of(table)
     if under is not None:
         members = fronts.best_under(table, under)
@@ -295,21 +318,6 @@ def pareto(
         terminal().print(front_table(table, members))
         for line in baseline_lines(table):
             typer.echo(line)
-
-
-@app.command()
-def export(
-    name: Name,
-    out: Annotated[Path, typer.Option(help="Folder to write.")],
-    trial: Annotated[list[int] | None, typer.Option(help="A trial's number; without it the whole front.")] = None,
-    root: Root = None,
-) -> None:
-    """Write front members as folders that PEFT and transformers load."""
-    from lorafront.search.export import export_front
-
-    folders = export_front(searches_under(root).existing(name), out, trial or ())
-    for folder in folders:
-        typer.echo(str(folder))
 
 
 @app.command(name="mlflow-sync")
@@ -373,13 +381,6 @@ def _placed(file: Path, work: Any) -> Any:
         raise InvalidInput(locate(error.problems, file, read_yaml(file)[1])) from error
 
 
-def _observer() -> Observer:
-    from lorafront.search.progress import LiveTable, PlainLines
-
-    console = terminal()
-    return LiveTable(console) if console.is_terminal else PlainLines(typer.echo)
-
-
 def _conclude(table: StudyTable, root: RootPaths, seconds: float) -> None:
     """The end of a run: what came out, where it lies, and what to do with it."""
     from lorafront.search.front import front_of
@@ -404,6 +405,18 @@ def _conclude(table: StudyTable, root: RootPaths, seconds: float) -> None:
     typer.echo(f"MLflow:  lorafront ui{option}" if own_store else "MLflow:  on the server that tracking names")
     if not members:
         raise NoFront(f"search {paths.name!r} ended without a feasible trial at full fidelity")
+
+
+def _confirm(table: StudyTable, root: RootPaths, engine: str = "process", devices: str = "") -> None:
+    """Where the search's file asks for it, train its front again with other seeds."""
+    if table.search.confirm is None or table.search.confirms is not None:
+        return
+    from lorafront.search.confirm import confirm_search
+    from lorafront.search.placement import rehearsed
+
+    typer.echo("the front is trained again with other seeds")
+    found = confirm_search(table.search.name, root, observer(), engine=engine, devices=rehearsed(devices))
+    show_confirmation(found)
 
 
 if __name__ == "__main__":

@@ -5,12 +5,26 @@ from __future__ import annotations
 import json
 import textwrap
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lorafront.search.cli_shared import Json, Name, Root, app, study_of, terminal
+from lorafront.search.cli_shared import (
+    Devices,
+    Engine,
+    Json,
+    Name,
+    Root,
+    app,
+    observer,
+    searches_under,
+    study_of,
+    terminal,
+)
 from lorafront.spaces.errors import InvalidInput
+
+if TYPE_CHECKING:
+    from lorafront.search.confirmation import Confirmation
 
 
 @app.command()
@@ -22,23 +36,71 @@ def recommend(
 ) -> None:
     """Say which configuration to take, why, and what the next better costs and the next cheaper loses."""
     from lorafront.search import recommendation
+    from lorafront.search.confirm import confirmation_of
+    from lorafront.search.confirmation import as_confirmed
     from lorafront.spaces.sizes import parse_size
 
     table, _ = study_of(name, root)
+    known = confirmation_of(table, searches_under(root))
     try:
         size = None if vram is None else parse_size(vram)
     except ValueError as error:
         raise InvalidInput(f"--vram {error}") from error
-    found = recommendation.recommend(table, size)
+    found = recommendation.recommend(as_confirmed(known) if known else table, size)
     if as_json:
         typer.echo(json.dumps(recommendation.as_json(found), indent=2))
         return
-    for line in recommendation.lines(found):
+    for line in recommendation.lines(found, known):
         typer.echo(textwrap.fill(line, 80, subsequent_indent="  "))
     terminal().print(recommendation.tiers_table(found))
     typer.echo(
         f"export:  lorafront export {name} --trial {found.trial.number} --out DIR" + (f" --root {root}" if root else "")
     )
+
+
+@app.command()
+def confirm(
+    name: Name,
+    seeds: Annotated[
+        int | None, typer.Option(min=2, max=99, help="Replicates of a configuration at most [the file's, else 3].")
+    ] = None,
+    hours: Annotated[float | None, typer.Option(min=0.001, help="Hours that it may take, all calls together.")] = None,
+    held_out: Annotated[
+        str | None, typer.Option(help="Rows that the search never saw [those that its data leaves].")
+    ] = None,
+    root: Root = None,
+    as_json: Json = False,
+    engine: Engine = "process",
+    devices: Devices = "",
+) -> None:
+    """Train the front again with other seeds, on rows that the search never saw: intervals, and who stays on it."""
+    from lorafront.search.confirm import confirm_search
+    from lorafront.search.placement import rehearsed
+    from lorafront.search.progress import Silent
+
+    found = confirm_search(
+        name,
+        searches_under(root),
+        Silent() if as_json else observer(),
+        seeds=seeds,
+        hours=hours,
+        held_out=held_out,
+        engine=engine,
+        devices=rehearsed(devices),
+    )
+    show_confirmation(found, as_json=as_json)
+
+
+def show_confirmation(found: Confirmation, *, as_json: bool = False) -> None:
+    """Print what replicates say."""
+    from lorafront.search import confirmation_report
+
+    if as_json:
+        typer.echo(json.dumps(confirmation_report.as_json(found), indent=2))
+        return
+    terminal().print(confirmation_report.confirmation_table(found))
+    for line in confirmation_report.lines(found):
+        typer.echo(textwrap.fill(line, 80, subsequent_indent="  "))
 
 
 @app.command()
@@ -48,6 +110,7 @@ def report(
     root: Root = None,
 ) -> None:
     """Write one HTML file with the front, its figures and how to repeat it, and a Markdown version beside it."""
+    from lorafront.search.confirm import confirmation_of
     from lorafront.search.report import as_html, as_markdown
     from lorafront.trainables.checkpoint import write_text
 
@@ -56,15 +119,11 @@ def report(
     if file.suffix == ".md" or file.is_dir() or any(parent.is_file() for parent in file.parents):
         raise InvalidInput(f"--out {file} is no place for a web page; give a name such as report.html")
     file.parent.mkdir(parents=True, exist_ok=True)
-    write_text(file, as_html(table))
-    write_text(file.with_suffix(".md"), as_markdown(table))
+    known = confirmation_of(table, searches_under(root))
+    write_text(file, as_html(table, known))
+    write_text(file.with_suffix(".md"), as_markdown(table, known))
     typer.echo(f"{file}\n{file.with_suffix('.md')}")
     if file == paths.report_html:
         typer.echo(
             f"MLflow's parent run gets both with: lorafront mlflow-sync {name}" + (f" --root {root}" if root else "")
         )
-
-
-def _option(root: Path | None) -> str:
-    """Of a command that finds the same search."""
-    return f" --root {root}" if root else ""

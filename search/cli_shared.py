@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from lorafront.search.paths import RootPaths, SearchPaths
+    from lorafront.search.progress import Observer
     from lorafront.search.study_table import StudyTable
 
 app = typer.Typer(
@@ -53,3 +54,11 @@ def terminal() -> Console:
     from rich.console import Console
 
     return Console()
+
+
+def observer() -> Observer:
+    """Who shows a run: a live table on a terminal, plain lines elsewhere."""
+    from lorafront.search.progress import LiveTable, PlainLines
+
+    console = terminal()
+    return LiveTable(console) if console.is_terminal else PlainLines(typer.echo)

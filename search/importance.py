@@ -11,6 +11,7 @@ from typing import Any
 
 from lorafront.search.front import values
 from lorafront.search.study_table import StudyTable, TrialRecord
+from lorafront.spaces.lora import HYPERPARAMETERS
 
 LEAST_TRIALS = 20  # at full fidelity; a tenth of fewer, which PED-ANOVA takes as the good ones, is one trial
 
@@ -48,7 +49,7 @@ def _spaces(trials: list[TrialRecord]) -> dict[str, Any]:
     from optuna.distributions import CategoricalDistribution, FloatDistribution
 
     spaces: dict[str, Any] = {}
-    for name in type(trials[0].lora).model_fields if trials else ():
+    for name in HYPERPARAMETERS:
         chosen = [getattr(trial.lora, name) for trial in trials]
         different = sorted(set(chosen), key=lambda value: (str(type(value)), value))
         if len(different) <= 1:

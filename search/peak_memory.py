@@ -55,7 +55,7 @@ class PeakMemory:
         self._tokens = tokens
         self._rows = rows
         self._longest = max(int(one.lengths.max()) for one in (tokens.evaluation, *tokens.also.values()))
-        self._largest: dict[tuple[int, int], Shapes] = {}
+        self._largest: dict[tuple[int, int, int], Shapes] = {}
 
     @cached_property
     def _model(self) -> MemoryModel | None:
@@ -88,9 +88,10 @@ class PeakMemory:
         from lorafront.trainables.memory_model import Shapes
 
         step, size = lora.batch_size * lora.gradient_accumulation, lora.batch_size
-        if (step, size) not in self._largest:
+        seed = self._search.seed if lora.seed is None else lora.seed
+        if (step, size, seed) not in self._largest:
             seen = -(-self._rows // step) * step
-            chosen = largest_batch(self._tokens.train, self._search.seed, seen, size)
+            chosen = largest_batch(self._tokens.train, seed, seen, size)
             batch = self._task.collate(self._tokens.train, chosen, self._tokens.pad_id)
-            self._largest[step, size] = Shapes.of(batch, self._task)
-        return self._largest[step, size]
+            self._largest[step, size, seed] = Shapes.of(batch, self._task)
+        return self._largest[step, size, seed]

@@ -29,8 +29,8 @@ from lorafront.spaces.objectives import OBJECTIVES
 from lorafront.spaces.parameters import values_of
 from lorafront.spaces.start_points import StartPoint, overlap_on
 from lorafront.trainables import models
-from lorafront.trainables.config import ModelConfig
-from lorafront.trainables.data import prepare
+from lorafront.trainables.config import DataConfig, ModelConfig
+from lorafront.trainables.data import TokenData, prepare
 from lorafront.trainables.hub import hub_answers, local_folder_or_file, weights_on_hub
 from lorafront.trainables.known_measurements import KNOWN
 from lorafront.trainables.model_facts import ModelFacts, model_facts
@@ -87,17 +87,17 @@ def check(
     prepared = None
     raw = checks.run(lambda: read_sets(located.data, task, code)) if task is not None else None
     if tokenizer is not None and task is not None and raw is not None:
-        prepared = checks.run(
-            lambda: prepare(
-                raw,
-                located.data,
-                task,
-                tokenizer,
-                root.tokens.absolute(),
-                train_batch=max(rows_per_step),
-                eval_batch=located.training.eval_batch_size or batch,
-            )
-        )
+
+        def tokens(data: DataConfig) -> tuple[Path, TokenData]:
+            least = located.training.eval_batch_size or batch
+            folder = root.tokens.absolute()
+            return prepare(raw, data, task, tokenizer, folder, train_batch=max(rows_per_step), eval_batch=least)
+
+        prepared = checks.run(lambda: tokens(located.data))
+        if prepared is not None and located.confirm is not None and located.confirms is None:
+            checks.run(
+                lambda: tokens(located.data.model_copy(update={"evaluate_on": "held_out"}))
+            )  # there will be some
         if facts is not None and len(tokenizer) > facts.vocabulary:
             message = f"the tokenizer has {len(tokenizer)} tokens, the model's embedding {facts.vocabulary}"
             checks.problems.append(Problem(("model",), message))
@@ -188,10 +188,11 @@ def locate_paths(search: SearchFile, near: Path) -> SearchFile:
     model = ModelConfig.model_validate({**search.model.model_dump(), "name": absolute(search.model.name)})
     data = search.data
     also = {name: found.model_copy(update={"path": absolute(found.path)}) for name, found in data.also_evaluate.items()}
-    places = {"path": absolute(data.path), "eval_path": absolute(data.eval_path), "also_evaluate": also}
+    places = {key: absolute(getattr(data, key)) for key in ("path", "eval_path", "test_path")}
+    update = {**places, "also_evaluate": also}
     own = [search.task, data.format, *search.functions.values(), *(found.format for found in also.values())]
     code = absolute(search.code) or (str(near.resolve()) if any(map(is_reference, own)) else None)
-    return search.model_copy(update={"model": model, "data": data.model_copy(update=places), "code": code})
+    return search.model_copy(update={"model": model, "data": data.model_copy(update=update), "code": code})
 
 
 def _objectives(search: SearchFile, task: Task | None) -> list[Problem]:

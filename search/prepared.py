@@ -76,7 +76,7 @@ class Prepared:
             lora=executed,
             targets=self.resolved[lora.modules].targets,
             rungs=self.rungs,
-            seed=self.search.seed,
+            seed=self.search.seed if lora.seed is None else lora.seed,
             threads=self.search.resources.cpus_per_trial,
             memory_cap=memory_cap,
             tokens=self.token_file,

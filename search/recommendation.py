@@ -14,6 +14,8 @@ from typing import Any
 
 from rich.table import Table
 
+from lorafront.search.confirmation import Confirmation
+from lorafront.search.confirmation_report import how_sure
 from lorafront.search.front import front_of, values
 from lorafront.search.gpu_memory import CONTEXT, OVER, TIERS
 from lorafront.search.study_table import VRAM, StudyTable, TrialRecord
@@ -152,8 +154,13 @@ def needs(trial: TrialRecord) -> str:
     return f"{need(trial) / GIB:.2f}{said}"
 
 
-def lines(found: Recommendation) -> list[str]:
-    """For people: what, why, what the neighbours cost, and how sure that is."""
+def lines(found: Recommendation, confirmed: Confirmation | None = None) -> list[str]:
+    """For people: what, why, what the neighbours cost, and how sure that is.
+
+    Args:
+        found: what to take.
+        confirmed: what replicates say, where it was chosen by them.
+    """
     trial, quality = found.trial, found.quality
     told = [f"take trial {trial.number}: {trial.lora.label} lr {trial.lora.learning_rate:.2g}"]
     told += [f"{quality.label} {_number(trial, quality)}, needs {needs(trial)} GiB of a GPU", found.why]
@@ -168,8 +175,14 @@ def lines(found: Recommendation) -> list[str]:
         )
     if found.unknown:
         told.append(f"{found.unknown} of the front left out: their peak memory is not known")
-    told.append("each was trained once, with one seed; a small difference may be its noise")
-    return told
+    return [*told, *_how_sure(trial, confirmed)]
+
+
+def _how_sure(trial: TrialRecord, confirmed: Confirmation | None) -> list[str]:
+    entry = confirmed and confirmed.of(trial.number)
+    if not confirmed or not entry:
+        return ["each was trained once, with one seed; a small difference may be its noise: confirm it"]
+    return how_sure(confirmed, trial.number)
 
 
 def tiers_table(found: Recommendation) -> Table:

@@ -17,6 +17,9 @@ from ruamel.yaml import YAML
 
 from lorafront.search import budget, recommendation, report_figures
 from lorafront.search.baseline import standing
+from lorafront.search.confirmation import Confirmation, as_confirmed
+from lorafront.search.confirmation_report import chance, verdict, with_interval
+from lorafront.search.confirmation_report import lines as confirmation_lines
 from lorafront.search.front import front_of, values
 from lorafront.search.importance import importances
 from lorafront.search.study_table import StudyTable
@@ -37,8 +40,13 @@ class Section:
     figure: Any
 
 
-def as_html(table: StudyTable) -> str:
-    """The whole report; plotly's own script is in it."""
+def as_html(table: StudyTable, confirmed: Confirmation | None = None) -> str:
+    """The whole report; plotly's own script is in it.
+
+    Args:
+        table: the study.
+        confirmed: what replicates say of its front; None where there are none.
+    """
     from plotly.io import to_html
     from plotly.offline import get_plotlyjs
 
@@ -53,15 +61,16 @@ def as_html(table: StudyTable) -> str:
                         config={"displaylogo": False, "responsive": True})
             ),
         }
-        for section in sections(table)
+        for section in sections(table, confirmed)
     ]  # fmt: skip
     return template.render(
         name=search.name,
         model=short(search.model.name),
         data=short(search.data.path),
         spent=budget.shown(search.budget, table.spent),
-        recommended=recommended(table),
+        recommended=recommended(table, confirmed),
         front=front_rows(table),
+        confirmed=confirmed_rows(confirmed) if confirmed else None,
         references=[*baseline_lines(table), *reference_lines(table)],
         figures=figures,
         ends=ends(table),
@@ -72,22 +81,30 @@ def as_html(table: StudyTable) -> str:
     )
 
 
-def as_markdown(table: StudyTable) -> str:
+def as_markdown(table: StudyTable, confirmed: Confirmation | None = None) -> str:
     """What can be said without figures."""
     rows = front_rows(table)
-    heads = [heading["text"] for heading in rows["headings"]]
     lines = [f"# {table.search.name}", "", summary(table, markdown=True), ""]
-    lines += [f"- {line}" for line in recommended(table)]
+    lines += [f"- {line}" for line in recommended(table, confirmed)]
     if rows["rows"]:
-        lines += ["", "## Pareto front", "", f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}"]
-        lines += [f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in rows["rows"]]
+        lines += ["", "## Pareto front", "", *_markdown(rows)]
+    if confirmed:
+        known = confirmed_rows(confirmed)
+        lines += ["", "## With other seeds", "", *_markdown(known), "", *(f"- {line}" for line in known["says"])]
     lines += ["", "## How trials ended", ""]
     lines += [f"- {end['count']} x {end['outcome']}: {escape(end['detail'])}" for end in ends(table)]
     lines += ["", "## To repeat it", "", f"Installed where this was written: {versions()}", ""]
     return "\n".join([*lines, "```yaml", as_yaml(table).rstrip(), "```", ""])
 
 
-def sections(table: StudyTable) -> list[Section]:
+def _markdown(rows: dict[str, Any]) -> list[str]:
+    """A table's headings and rows."""
+    heads = [heading["text"] for heading in rows["headings"]]
+    cells = [[cell.replace("|", chr(92) + "|") for cell in row] for row in rows["rows"]]
+    return [f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}", *(f"| {' | '.join(row)} |" for row in cells)]
+
+
+def sections(table: StudyTable, confirmed: Confirmation | None = None) -> list[Section]:
     """The figures that the data supports, in their order."""
     shares = importances(table)
     found = [
@@ -119,13 +136,17 @@ def sections(table: StudyTable) -> list[Section]:
             report_figures.memory_figure(table),
         ),
     ]  # fmt: skip
+    if confirmed is not None:
+        says = "With their 95 % intervals, on rows that the search never saw; dotted, from where the search had them."
+        found.insert(0, Section("confirmed", "Means over seeds", says, report_figures.confirmed_figure(confirmed)))
     return [section for section in found if section.figure is not None]
 
 
-def recommended(table: StudyTable) -> Sequence[str]:
+def recommended(table: StudyTable, confirmed: Confirmation | None = None) -> Sequence[str]:
     """What `lorafront recommend` says; nothing where it has nothing to say."""
     try:
-        return recommendation.lines(recommendation.recommend(table))
+        found = recommendation.recommend(as_confirmed(confirmed) if confirmed else table)
+        return recommendation.lines(found, confirmed)
     except (InvalidInput, NoFront):
         return []
 
@@ -147,6 +168,23 @@ def front_rows(table: StudyTable) -> dict[str, Any]:
         for trial in front_of(table)
     ]  # fmt: skip
     return {"headings": headings, "rows": rows}
+
+
+def confirmed_rows(found: Confirmation) -> dict[str, Any]:
+    """What replicates say, as headings and rows of text, and in sentences."""
+    objectives = found.table.search.objective_list
+    headings = [{"text": "trial", "number": True}, {"text": "configuration", "number": False}]
+    measured = [f"{o.label} {f'({o.unit})' if o.unit else ''}".strip() for o in objectives]
+    headings += [{"text": text, "number": True} for text in ("seeds", *measured)]
+    headings += [{"text": "on the front", "number": True}, {"text": "", "number": False}]
+    rows = [
+        [
+            str(entry.trial.number), entry.trial.lora.label, str(entry.seeds),
+            *(with_interval(entry, o) for o in objectives), chance(entry.probability), verdict(found, entry),
+        ]
+        for entry in found.entries
+    ]  # fmt: skip
+    return {"headings": headings, "rows": rows, "says": confirmation_lines(found)}
 
 
 def ends(table: StudyTable) -> list[dict[str, Any]]:

@@ -15,9 +15,12 @@ import plotly.graph_objects as go
 from moocore import hypervolume
 
 from lorafront.search.baseline import baseline_of
+from lorafront.search.confirmation import Confirmation, Confirmed
+from lorafront.search.confirmation_report import chance, with_interval
 from lorafront.search.front import axes_of, front_of, values
 from lorafront.search.study_table import VRAM, StudyTable, TrialRecord
 from lorafront.search.tables import number
+from lorafront.spaces.lora import HYPERPARAMETERS
 from lorafront.spaces.objectives import Objective, feasible, minimized
 
 COLOURS = {
@@ -59,6 +62,50 @@ def front_figure(table: StudyTable) -> go.Figure | None:
         figure.add_trace(_points(table, [baseline], horizontal, vertical, "baseline", star))
     _scale(figure.update_yaxes, [values(trial, [vertical])[0] for trial in shown])
     return figure
+
+
+def confirmed_figure(found: Confirmation) -> go.Figure:
+    """Means over seeds with their intervals, and from where the search had estimated them."""
+    horizontal, vertical = axes_of(found.table.search.objective_list)
+    figure = _figure(_title(horizontal), _title(vertical))
+    moved: dict[str, list[float | None]] = {"x": [], "y": []}
+    for entry in found.entries:
+        for axis, objective in (("x", horizontal), ("y", vertical)):
+            moved[axis] += [values(entry.trial, [objective])[0], entry.values[objective.name], None]
+    figure.add_trace(
+        go.Scatter(
+            x=moved["x"], y=moved["y"], mode="lines+markers", line={"color": QUIET, "width": 1, "dash": "dot"},
+            marker={"size": 5}, name="as the search had it", hoverinfo="skip", opacity=0.6,
+        )
+    )  # fmt: skip
+    groups = (("worth choosing", found.kept, FRONT), ("as good as one of these", found.needless, COLOURS["nf4"]))
+    for name, entries, colour in (*groups, ("beaten", found.beaten, QUIET)):
+        if entries:
+            figure.add_trace(_with_bars(entries, horizontal, vertical, name, colour))
+    _scale(figure.update_yaxes, [entry.values[vertical.name] for entry in found.entries])
+    return figure
+
+
+def _with_bars(
+    entries: Sequence[Confirmed], horizontal: Objective, vertical: Objective, name: str, colour: str
+) -> go.Scatter:
+    middle = [entry.values[vertical.name] for entry in entries]
+    ends = [entry.intervals[vertical.name] for entry in entries]
+    above, below = (
+        [abs(end[side] - value) if math.isfinite(end[side]) else 0.0 for end, value in zip(ends, middle, strict=True)]
+        for side in (1, 0)
+    )
+    return go.Scatter(
+        x=[entry.values[horizontal.name] for entry in entries], y=middle, mode="markers", name=name,
+        error_y={"type": "data", "symmetric": False, "array": above, "arrayminus": below, "color": colour},
+        marker={"color": colour, "size": 10}, customdata=[entry.trial.number for entry in entries],
+        text=[
+            f"<b>trial {entry.trial.number}</b><br>{escape(entry.trial.lora.label)}<br>{entry.seeds} seeds: "
+            f"{with_interval(entry, vertical)}<br>on the front: {chance(entry.probability)}"
+            for entry in entries
+        ],
+        hovertemplate="%{text}<extra></extra>",
+    )  # fmt: skip
 
 
 def curves_figure(table: StudyTable) -> go.Figure | None:
@@ -148,7 +195,7 @@ def parallel_figure(table: StudyTable) -> go.Figure | None:
     if len(trials) <= 1:
         return None
     axes = []
-    for name in type(trials[0].lora).model_fields:
+    for name in HYPERPARAMETERS:
         chosen = [getattr(trial.lora, name) for trial in trials]
         if len(set(map(str, chosen))) > 1:
             axes.append({"label": name, **_axis(chosen)})

@@ -16,14 +16,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lorafront.search import mlflow_tracker, requests
-from lorafront.search.budget import limit_reached
+from lorafront.search.budget import TIMES, limit_reached
+from lorafront.search.confirmation import following
 from lorafront.search.front import as_json, front_of
 from lorafront.search.interruption import Interruption
 from lorafront.search.ownership import owned
 from lorafront.search.paths import RootPaths, SearchPaths
 from lorafront.search.progress import Observer, Silent, last_line
 from lorafront.search.ray_cluster import RayCluster, one_for_each_core, workers
-from lorafront.search.search_file import Budget, SearchFile
+from lorafront.search.search_file import Budget, Confirm, SearchFile
 from lorafront.search.stopping import Never, Rungs, Sparing, StoppingRule
 from lorafront.search.study_table import StudyTable, read_study
 from lorafront.search.watchdog import Watchdog, end_leftovers
@@ -86,6 +87,7 @@ def resume_search(
     observer: Observer | None = None,
     *,
     budget: Budget | None = None,
+    confirm: Confirm | None = None,
     engine: str = "process",
     devices: Sequence[Devices] = (),
 ) -> StudyTable:
@@ -96,6 +98,7 @@ def resume_search(
         root: where searches stand.
         observer: hears of every trial; none is silence.
         budget: a larger one than it has (`budget.extended`); none leaves it.
+        confirm: of the replicates of another search, how many and for how long; none leaves it.
         engine: as for `run_search`.
         devices: as for `run_search`.
 
@@ -117,7 +120,10 @@ def resume_search(
 
         # Before the check, which looks at how much memory is free.
         end_leftovers(paths, {trial.number: trial.epoch for trial in earlier.running})
-        search = earlier.search.model_copy(update={"budget": budget or earlier.search.budget})
+        changed = {"budget": budget or earlier.search.budget, "confirm": confirm or earlier.search.confirm}
+        if confirm is not None:
+            changed["budget"] = earlier.search.budget.model_copy(update={"hours": confirm.hours})
+        search = earlier.search.model_copy(update=changed)
         prepared = check(search, root, paths.folder, warm=not earlier.warmed, devices=devices)
         prepared.store()
         tracking = _tracking(prepared.search, root)
@@ -214,11 +220,12 @@ def _drive(
         ledger.keep_observations(prepared.warm.observations)
     ledger.keep_starts(prepared.starts.points)
     unfinished = _reconcile(ledger, paths)
-    spent = bool(limit_reached(prepared.search.budget, ledger.spent)) or (ledger.end is not None and not unfinished)
+    _planned(prepared.search, paths, ledger, len(unfinished))
+    spent = bool(limit_reached(ledger.search.budget, ledger.spent)) or (ledger.end is not None and not unfinished)
     if not spent:
         ledger.begin_epoch()
         ledger.note(prepared.notes)
-    observer.begun(prepared.search, prepared.rungs, ledger.recorded)
+    observer.begun(ledger.search, prepared.rungs, ledger.recorded)
     try:
         for note in prepared.notes:
             observer.said(note)
@@ -226,8 +233,12 @@ def _drive(
             observer.said(f"{tracking.problem}; its runs are written when it answers again")
         with mlflow_tracker.following(tracking, paths, observer.said, interruption.patience):
             try:
-                if not spent:
+                while not spent:
                     _tune(prepared, paths, ledger, observer, unfinished, engine, cluster, interruption)
+                    unfinished = []
+                    spent = not _planned(prepared.search, paths, ledger, 0)
+                    if not spent:
+                        observer.extended(ledger.search)
             finally:
                 cluster.leave()  # while the front is written and MLflow hears the rest
             table = read_study(paths.study_db)
@@ -239,6 +250,16 @@ def _drive(
     finally:
         observer.ended()
     return table
+
+
+def _planned(search: SearchFile, paths: SearchPaths, ledger: StudyLedger, unfinished: int) -> bool:
+    """Of a search that confirms another: keep which replicates come next; False without any, or time for them."""
+    if search.confirms is None or search.confirm is None:
+        return False
+    table = read_study(RootPaths(paths.folder.parent).existing(search.confirms).study_db)
+    more = following(table, read_study(paths.study_db), search.confirm.seeds)
+    ledger.plan(search, more, unfinished)
+    return bool(more) and not limit_reached(ledger.search.budget, ledger.spent, TIMES)
 
 
 def _reconcile(ledger: StudyLedger, paths: SearchPaths) -> list[tuple[int, LoraConfiguration]]:

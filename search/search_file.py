@@ -42,6 +42,7 @@ from lorafront.trainables.task import TASKS
 from lorafront.trainables.user_code import is_reference, source_digest
 
 MAX_TRIALS = 100_000
+MOST_SEEDS = 99
 MAP_KEY = "[key]"  # pydantic puts it behind the key of a mapping that is wrong itself
 _SECRET = re.compile(
     r"\bhf_[A-Za-z0-9]{16,}|\bsk-[A-Za-z0-9_-]{16,}|://[^/\s:@]+:[^/\s@]+@|\bgh[opsu]_[A-Za-z0-9]{20,}|\bgithub_pat_\w{20,}"
@@ -59,6 +60,15 @@ class Budget(Section):
         default=None, description="hours of trials, each times its share of a GPU; without a GPU, hours of workers"
     )
     hours: Annotated[Real, Gt(0)] | None = Field(default=None, description="hours that drivers live, all together")
+
+
+class Confirm(Section):
+    """How the front is trained again after the search, with other seeds (search/confirmation.py)."""
+
+    seeds: Annotated[Whole, Ge(2), Le(MOST_SEEDS)] = Field(
+        default=3, description="replicates of a configuration at most; the third and further where the front is unsure"
+    )
+    hours: Annotated[Real, Gt(0)] | None = Field(default=None, description="hours that it may take")
 
 
 class Tracking(Section):
@@ -106,6 +116,10 @@ def _comparison(text: object) -> object:
 Comparison = Annotated[str, BeforeValidator(_comparison)]
 
 
+def _seeds(raw: object) -> object:
+    return {"seeds": raw} if isinstance(raw, int) and not isinstance(raw, bool) else raw
+
+
 def _points(raw: object) -> object:
     return {"points": raw} if isinstance(raw, list) else raw
 
@@ -141,6 +155,12 @@ class SearchFile(Section):
     )
     warm_start: list[Annotated[str, BeforeValidator(_name)]] = Field(
         default_factory=list, description="earlier searches under the same root whose results teach the sampler"
+    )
+    confirm: Annotated[Confirm | None, BeforeValidator(_seeds)] = Field(
+        default=None, description="train the front again with other seeds when the search has ended"
+    )
+    confirms: Annotated[str, BeforeValidator(_name)] | None = Field(
+        default=None, description="the search whose front this one trains again; what `confirm` sets"
     )
     seed: Annotated[Whole, Ge(0), Le(2**31 - 1)] = 0
     code: str | None = Field(default=None, description="folder of your own modules; none is that of this file")

@@ -28,7 +28,7 @@ from lorafront.search.sampler_view import SamplerView
 from lorafront.search.search_end import SearchEnd
 from lorafront.search.search_file import Budget, SearchFile
 from lorafront.search.start_points import BASELINE, Start
-from lorafront.search.warm_start import Observation
+from lorafront.search.warm_start import Observation, value_of
 from lorafront.spaces.errors import StateUnreadable
 from lorafront.spaces.lora import LoraConfiguration
 from lorafront.spaces.objectives import minimized
@@ -209,6 +209,21 @@ class StudyLedger:
             self.study.set_user_attr(study_table.STARTS, [start.as_json() for start in starts])
             self._take_up_starts()
 
+    def plan(self, search: SearchFile, replicates: Sequence[LoraConfiguration], unfinished: int) -> None:
+        """Keep which replicates come next, and a budget that is just enough for them.
+
+        Args:
+            search: of the replicates, whose setting may have changed since it began.
+            replicates: to be tried after all that is recorded.
+            unfinished: trials that come before them, because an earlier driver left them.
+        """
+        trials = max(1, self.recorded + unfinished + len(replicates))
+        self.search = search.model_copy(update={"budget": search.budget.model_copy(update={"trials": trials})})
+        self.study.set_user_attr(study_table.SEARCH, self.search.model_dump(mode="json"))
+        parameters = self.search.space.parameters()
+        values = [{name: value_of(lora, name) for name in parameters} for lora in replicates]
+        self._starts = [Start("replicate", params, own=True) for params in values]
+
     def _take_up_starts(self) -> None:
         """Those that no trial has yet: a driver may have died between any two of them."""
         kept = [Start(**raw) for raw in self.study.user_attrs.get(study_table.STARTS, ())]
@@ -264,6 +279,8 @@ class StudyLedger:
             lora = self._configuration(FixedTrial(start.params))
             if lora.fingerprint not in self.known and (start.own or not self._not_again(lora)):
                 return self._ask_for(start.params)
+        if self.search.confirms is not None:
+            return None  # nobody searches there
         most = REPEATS_OF_GRID if self.search.sampler == "grid" else REPEATS_BEFORE_RANDOM
         for _ in range(most if self.end is None else 0):
             trial = self.view.propose()

@@ -149,6 +149,10 @@ class StudyTable:
         """Trials that spent budget."""
         return tuple(trial for trial in self.trials if trial.outcome is not None and trial.outcome.counts)
 
+    def seed_of(self, trial: TrialRecord) -> int:
+        """Its own where it is a replicate, else that of the search."""
+        return self.search.seed if trial.lora.seed is None else trial.lora.seed
+
     @property
     def spent(self) -> Spent:
         """What counts against the budget."""

@@ -19,7 +19,7 @@ from lorafront.search.paths import RootPaths
 from lorafront.search.rungs import rank_correlations
 from lorafront.search.study_table import StudyTable, TrialRecord, read_study
 from lorafront.spaces.errors import StateUnreadable
-from lorafront.spaces.lora import LoraConfiguration
+from lorafront.spaces.lora import HYPERPARAMETERS, LoraConfiguration
 from lorafront.spaces.objectives import Objective, minimized
 
 OWN_COLUMN = {"dropout", "learning_rate"}  # others that vary stand beside the label: 80 columns are few
@@ -76,7 +76,7 @@ def _parameters(configurations: Sequence[LoraConfiguration]) -> tuple[list[str],
     """(names that vary, the others with their one value)."""
     varying: list[str] = []
     constant: dict[str, str] = {}
-    for name in LoraConfiguration.model_fields:
+    for name in HYPERPARAMETERS:
         if name in LABELLED:
             continue
         if len({getattr(lora, name) for lora in configurations}) > 1:
@@ -110,7 +110,7 @@ def front_csv(table: StudyTable, members: Sequence[TrialRecord] | None = None) -
     chosen = front_of(table) if members is None else members
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
-    fields = list(LoraConfiguration.model_fields)
+    fields = HYPERPARAMETERS
     writer.writerow(["trial", *fields, *(objective.name for objective in objectives)])
     for trial in chosen:
         params = trial.lora.model_dump(mode="json")

@@ -114,7 +114,7 @@ def expressed(
     """The values under the space's names that come to the same configuration; None where it lies outside."""
     values: dict[str, Any] = {}
     for name, parameter in space.parameters().items():
-        value = lora.alpha / lora.rank if name == "alpha_ratio" else getattr(lora, name)
+        value = value_of(lora, name)
         if name == "bias" and not contains(parameter, value):
             continue  # another choice may be the same on this model: below
         if not contains(parameter, value):
@@ -125,6 +125,11 @@ def expressed(
         if contains(space.bias, candidate["bias"]) and canonical(resolve(candidate, defaults)) == lora:
             return candidate
     return None
+
+
+def value_of(lora: LoraConfiguration, name: str) -> Any:
+    """Of a parameter under the sampler's name."""
+    return lora.alpha / lora.rank if name == "alpha_ratio" else getattr(lora, name)
 
 
 def _observations(

@@ -12,8 +12,17 @@ import math
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from annotated_types import Ge, Gt, Lt
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag
+from annotated_types import Ge, Gt, Le, Lt
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    SerializerFunctionWrapHandler,
+    Tag,
+    model_serializer,
+)
 from pydantic_core import PydanticCustomError
 
 from lorafront.spaces import presets
@@ -28,6 +37,7 @@ Positive = Annotated[Real, Gt(0)]
 Count = Annotated[Whole, Ge(1)]
 Share = Annotated[Real, Ge(0), Lt(1)]
 NotNegative = Annotated[Real, Ge(0)]
+Seed = Annotated[Whole, Ge(0), Le(2**31 - 1)]
 
 
 class AlphaRatio(BaseModel):
@@ -101,6 +111,19 @@ class LoraConfiguration(BaseModel):
     weight_decay: NotNegative = Field(description="decoupled weight decay of AdamW")
     warmup: Share = Field(description="share of the optimizer steps that warm up")
     scheduler: Scheduler = Field(description="shape of the learning rate after the warm-up")
+    seed: Seed | None = Field(default=None, description="of a replicate; none is the seed of its search")
+
+    @model_serializer(mode="wrap")
+    def _without_a_seed(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Only replicates say theirs, so that configurations read as they always did."""
+        said: dict[str, Any] = serialize(self)
+        if self.seed is None:
+            said.pop("seed", None)
+        return said
+
+    def with_seed(self, seed: int | None) -> LoraConfiguration:
+        """The same as a replicate; None is the configuration itself."""
+        return self.model_copy(update={"seed": seed})
 
     @property
     def fingerprint(self) -> str:
@@ -111,7 +134,11 @@ class LoraConfiguration(BaseModel):
     @property
     def label(self) -> str:
         """Short name for people, such as `r16 a32 attention nf4`."""
-        return f"r{self.rank} a{self.alpha:g} {self.modules} {self.quantization}"
+        seed = "" if self.seed is None else f" seed {self.seed}"
+        return f"r{self.rank} a{self.alpha:g} {self.modules} {self.quantization}{seed}"
+
+
+HYPERPARAMETERS = tuple(name for name in LoraConfiguration.model_fields if name != "seed")
 
 
 class LoraSpace(BaseModel):
@@ -134,6 +161,7 @@ class LoraSpace(BaseModel):
     weight_decay: NumberParameter[NotNegative] | None = None
     warmup: NumberParameter[Share] | None = None
     scheduler: NameParameter[Scheduler] | None = None
+    seed: NumberParameter[Seed] | None = Field(default=None, description="of replicates; `confirm` sets it")
 
     def parameters(self) -> dict[str, Any]:
         """Every parameter that the file sets, under the name that the sampler sees."""

@@ -88,6 +88,11 @@ class DataConfig(RowSource):
     eval_path: Text | None = Field(
         default=None, description="evaluation data, where it is a file or data set of its own"
     )
+    test_path: Text | None = Field(
+        default=None,
+        description="held-out data that no search sees, for `confirm`; none is the data's own test split, else rows "
+        "that the search leaves",
+    )
     also_evaluate: dict[SetName, Annotated[SecondSet, BeforeValidator(_second_set)]] = Field(
         default_factory=dict, description="second evaluation sets; the loss on NAME is the objective eval_NAME_loss"
     )
@@ -96,6 +101,9 @@ class DataConfig(RowSource):
     train_rows: Count | None = Field(default=None, description="rows to train on; none is all")
     eval_rows: Count | None = Field(default=None, description="rows to evaluate on; none is a tenth, 500 at most")
     split_seed: Annotated[Whole, Ge(0)] = Field(default=0, description="seed of the train/evaluation split")
+    evaluate_on: Literal["evaluation", "held_out"] = Field(
+        default="evaluation", description="held_out: the rows that the search never saw; what `confirm` sets"
+    )
 
 
 class TrainingConfig(Section):

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import safetensors
@@ -24,8 +24,8 @@ from safetensors.numpy import save_file
 
 from lorafront.spaces.errors import InvalidInput, Problem
 from lorafront.trainables.config import DataConfig
-from lorafront.trainables.formats import RowFormat
-from lorafront.trainables.row_sets import Pairs, RowSets
+from lorafront.trainables.formats import Row, RowFormat
+from lorafront.trainables.row_sets import Pairs, RawSet, RowSets
 from lorafront.trainables.task import Encoding
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ DEFAULT_EVAL_SHARE = 0.1
 DEFAULT_EVAL_ROWS = 500
 LEAST_EVALUATED = 128  # rows at an early rung; of fewer the order of two trials says little
 ALSO = "also."  # of the names of second sets in the cache file
+SEARCHED = "searched_rows"  # second set of a confirmation: the rows that its search evaluated on
 _PARTS = ("ids", "offsets", "targets")
 FORMAT_VERSION = 2  # of the cache file; part of its name
 
@@ -140,7 +141,7 @@ def prepare(
     Raises:
         InvalidInput: too few rows are left, or their labels do not fit.
     """
-    pairs = _Pairs.of(raw, tokenizer)
+    pairs = _Pairs.of(raw, tokenizer, data)
     file = folder / f"{_fingerprint(data, task, tokenizer, raw, pairs)}.safetensors"
     tokens = _cached(file) or _encode(data, task, tokenizer, raw, pairs)
     problems = [
@@ -168,16 +169,19 @@ class _Pairs:
     main: Pairs
     evaluation: Pairs | None
     also: dict[str, Pairs]
+    test: Pairs | None = None
 
     @classmethod
-    def of(cls, raw: RowSets, tokenizer: PreTrainedTokenizerBase) -> _Pairs:
-        if raw.evaluation is not None:
-            held_out: Pairs | None = raw.evaluation.pairs(raw.evaluation.rows, tokenizer)
-        else:
-            split = raw.main.evaluation
-            held_out = raw.main.pairs(split, tokenizer) if split is not None else None
+    def of(cls, raw: RowSets, tokenizer: PreTrainedTokenizerBase, data: DataConfig) -> _Pairs:
+        def split(own: RawSet | None, rows: list[Row] | None) -> Pairs | None:
+            if own is not None:
+                return own.pairs(own.rows, tokenizer)
+            return raw.main.pairs(rows, tokenizer) if rows is not None else None
+
         also = {name: found.pairs(found.rows, tokenizer) for name, found in raw.also.items()}
-        return cls(raw.main.pairs(raw.main.rows, tokenizer), held_out, also)
+        test = split(raw.test, raw.main.test) if data.evaluate_on == "held_out" else None
+        evaluation = split(raw.evaluation, raw.main.evaluation)
+        return cls(raw.main.pairs(raw.main.rows, tokenizer), evaluation, also, test)
 
 
 def _encode(data: DataConfig, task: Task, tokenizer: PreTrainedTokenizerBase, raw: RowSets, pairs: _Pairs) -> TokenData:
@@ -193,12 +197,15 @@ def _encode(data: DataConfig, task: Task, tokenizer: PreTrainedTokenizerBase, ra
         return encoded
 
     form = raw.main.form
-    if form.packed:  # blocks are the rows, so they are what is split
-        held_out = encode(pairs.evaluation, form, "evaluation") if pairs.evaluation is not None else None
-        train, evaluation = _split(encode(pairs.main, form, "training"), held_out, data)
-    else:
-        parts = zip(_split(pairs.main, pairs.evaluation, data), ("training", "evaluation"), strict=True)
-        train, evaluation = (encode(part, form, name) for part, name in parts)
+    sources = [
+        encode(rows, form, name) if form.packed and rows is not None else rows  # blocks are the rows, so they are split
+        for rows, name in ((pairs.main, "training"), (pairs.evaluation, "evaluation"), (pairs.test, "held-out"))
+    ]
+    parts = split_rows(sources[0] or [], sources[1], data)
+    named = {"training": parts.train, "evaluation": parts.evaluation}
+    if data.evaluate_on == "held_out":
+        named["held-out"] = _held_out(parts, sources[2], data)
+    encoded = {name: part if form.packed else encode(part, form, name) for name, part in named.items()}
     also = {
         name: _some(
             encode(rows, raw.also[name].form, f"{name} (also_evaluate)"), data.also_evaluate[name].rows, data, name
@@ -208,6 +215,9 @@ def _encode(data: DataConfig, task: Task, tokenizer: PreTrainedTokenizerBase, ra
     if tokenizer.pad_token_id is None:
         notes.append("the tokenizer has no padding token; its end token pads, masked from attention and loss")
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    train, evaluation = encoded["training"], encoded["evaluation"]
+    if "held-out" in encoded:
+        also[SEARCHED], evaluation = evaluation, encoded["held-out"]
     return TokenData(
         TokenRows.build(train),
         TokenRows.build(evaluation),
@@ -228,7 +238,7 @@ def _labels(task: Task, raw: RowSets, pairs: _Pairs) -> tuple[str, ...]:
         ) from error
     problems = []
     if labels:
-        sets = [(raw.evaluation or raw.main, pairs.evaluation or [])]
+        sets = [(raw.evaluation or raw.main, pairs.evaluation or []), (raw.test or raw.main, pairs.test or [])]
         sets += [(raw.also[name], rows) for name, rows in pairs.also.items()]
         known = set(labels)
         for found, rows in sets:
@@ -255,17 +265,51 @@ def _some(rows: list[Any], wanted: int | None, data: DataConfig, *words: str) ->
     return [rows[i] for i in chosen[: wanted or DEFAULT_EVAL_ROWS]]
 
 
-def _split(rows: list[Any], evaluation: list[Any] | None, data: DataConfig) -> tuple[list[Any], list[Any]]:
-    """Seeded split into (train, evaluation), each cut to the rows asked for."""
+class Parts(NamedTuple):
+    """Rows to train on, to evaluate on, and what both leave of their sources."""
+
+    train: list[Any]
+    evaluation: list[Any]
+    left_of_train: list[Any]
+    left_of_evaluation: list[Any]
+
+
+def split_rows(rows: list[Any], evaluation: list[Any] | None, data: DataConfig) -> Parts:
+    """Seeded split, each part cut to the rows asked for; `evaluation` is a split of its own."""
+    left: list[Any] = []
     order = seeded_generator(data.split_seed, "split").permutation(len(rows))
     if evaluation is None:
         wanted = data.eval_rows or min(DEFAULT_EVAL_ROWS, max(1, round(len(rows) * DEFAULT_EVAL_SHARE)))
         wanted = min(wanted, len(rows) // 2)  # never more than half of what there is
-        held_out = [rows[i] for i in order[:wanted]]
+        chosen = [rows[i] for i in order[:wanted]]
         order = order[wanted:]
     else:
-        held_out = _some(evaluation, data.eval_rows, data)
-    return [rows[i] for i in order[: data.train_rows]], held_out
+        shuffled = _some(evaluation, len(evaluation), data)
+        chosen, left = shuffled[: data.eval_rows or DEFAULT_EVAL_ROWS], shuffled[data.eval_rows or DEFAULT_EVAL_ROWS :]
+    wanted = data.train_rows or len(order)
+    return Parts([rows[i] for i in order[:wanted]], chosen, [rows[i] for i in order[wanted:]], left)
+
+
+def _held_out(parts: Parts, test: list[Any] | None, data: DataConfig) -> list[Any]:
+    """As many rows as the search evaluated on that it never saw, none of them equal to one that it did.
+
+    From the test split, else from what the search left: first of its evaluation rows, then of its training rows.
+
+    Raises:
+        InvalidInput: none of these has half as many.
+    """
+    seen = {json.dumps(row) for row in (*parts.train, *parts.evaluation)}
+    most = 0
+    for source in [test] if test is not None else [parts.left_of_evaluation, parts.left_of_train]:
+        unseen = [row for row in source if json.dumps(row) not in seen]
+        if unseen and 2 * len(unseen) >= len(parts.evaluation):
+            return _some(unseen, len(parts.evaluation), data, "held out")
+        most = max(most, len(unseen))
+    message = (
+        f"{most} rows are left that the search has not seen, and it evaluated on {len(parts.evaluation)}: half as many "
+        "are the least that says something; give held-out data"
+    )
+    raise InvalidInput([Problem(("data", "test_path"), message)])
 
 
 def seeded_generator(seed: int, *words: str | int) -> np.random.Generator:
@@ -308,14 +352,18 @@ def _fingerprint(data: DataConfig, task: Task, tokenizer: PreTrainedTokenizerBas
     """Names the cache by everything that its content depends on, the rows themselves included."""
     digest = hashlib.sha256()
     forms = [[raw.main.form.packed, raw.main.form.framed], *([s.form.packed, s.form.framed] for s in raw.also.values())]
+    # Of a search the cache keeps the name that it had before there were held-out rows.
+    later = {"test_path", "evaluate_on"} if data.evaluate_on == "evaluation" else {"test_path"}
     facts = [
-        FORMAT_VERSION, task.name, _own_source(task), forms, data.model_dump(mode="json"),
+        FORMAT_VERSION, task.name, _own_source(task), forms, data.model_dump(mode="json", exclude=later),
         tokenizer.pad_token_id, tokenizer.eos_token_id, getattr(tokenizer, "chat_template", None),
     ]  # fmt: skip
     digest.update(json.dumps(facts, sort_keys=True).encode())
     backend = getattr(tokenizer, "backend_tokenizer", None)
     digest.update((backend.to_str() if backend is not None else json.dumps(tokenizer.get_vocab())).encode())
-    for name, rows in (("main", pairs.main), ("evaluation", pairs.evaluation or []), *sorted(pairs.also.items())):
+    test = [] if pairs.test is None else [("test", pairs.test)]
+    sets = [("main", pairs.main), ("evaluation", pairs.evaluation or []), *sorted(pairs.also.items()), *test]
+    for name, rows in sets:
         digest.update(f"{name} {len(rows)}".encode())
         for pair in rows:
             digest.update(json.dumps(pair).encode())

@@ -32,6 +32,7 @@ class RawData:
     Attributes:
         train: rows to train on (or to split, where `evaluation` is None).
         evaluation: rows of the split that the data names, if it names one.
+        test: rows of a second such split, if it names two: `evaluation` is the one for validation then.
         source: for messages.
         columns: names that some row has.
     """
@@ -40,6 +41,7 @@ class RawData:
     evaluation: list[Row] | None
     source: str
     columns: list[str]
+    test: list[Row] | None = None
 
 
 def read_data(source: RowSource) -> RawData:
@@ -60,7 +62,7 @@ def read_data(source: RowSource) -> RawData:
     if not data.train:
         raise InvalidInput(f"{source.path} has 0 rows")
     columns = list(dict.fromkeys(name for row in data.train for name in row))
-    return RawData(data.train, data.evaluation, source.path, columns)
+    return RawData(data.train, data.evaluation, source.path, columns, data.test)
 
 
 def read_file(path: Path, header: Sequence[str] | None = None) -> list[Row]:
@@ -167,7 +169,8 @@ def _from_folder(folder: Path, header: Sequence[str] | None) -> RawData:
         by_split[_split_of(path)].extend(read_file(path, header))
     if not by_split["train"]:
         raise InvalidInput(f"folder {folder} holds no training rows: name a file in it, or name one train.*")
-    return RawData(by_split["train"], by_split["eval"] or by_split["test"] or None, str(folder), [])
+    evaluation, *test = [*filter(None, (by_split["eval"], by_split["test"])), None]
+    return RawData(by_split["train"], evaluation, str(folder), [], test[0] if test else None)
 
 
 def _split_of(path: Path) -> str:
@@ -187,5 +190,5 @@ def _from_hub(name: str, config_name: str | None, revision: str | None) -> RawDa
     splits = {split: list(rows) for split, rows in loaded.items()}
     trained_on = "train" if "train" in splits else next(iter(splits))
     by_kind = {_split_of(Path(split)): split for split in reversed(splits) if split != trained_on}
-    named = [by_kind[kind] for kind in ("eval", "test") if kind in by_kind]
-    return RawData(splits[trained_on], splits[named[0]] if named else None, name, [])
+    evaluation, *test = [*(splits[by_kind[kind]] for kind in ("eval", "test") if kind in by_kind), None]
+    return RawData(splits[trained_on], evaluation, name, [], test[0] if test else None)

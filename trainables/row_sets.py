@@ -29,6 +29,7 @@ class RawSet:
     Attributes:
         rows: rows to train on, or to split; of a set that is only evaluated, all of it.
         evaluation: rows of a split of its own, where the source names one.
+        test: rows of a second one.
         form: how a row is read.
         source: for messages.
         key: where the file names it.
@@ -39,6 +40,7 @@ class RawSet:
     form: RowFormat
     source: str
     key: tuple[str, ...]
+    test: list[Row] | None = None
 
     def pairs(self, rows: list[Row], tokenizer: PreTrainedTokenizerBase) -> Pairs:
         """(prompt, completion) of each.
@@ -66,11 +68,12 @@ class RawSet:
 
 @dataclass(frozen=True)
 class RowSets:
-    """Raw rows of a search: the main set, its evaluation set where that is a source of its own, and the second sets."""
+    """Raw rows of a search: the main set, evaluation and test sets that are sources of their own, the second sets."""
 
     main: RawSet
     evaluation: RawSet | None
     also: dict[str, RawSet]
+    test: RawSet | None = None
 
 
 def read_sets(data: DataConfig, task: Task, code: Path | None = None) -> RowSets:
@@ -91,22 +94,28 @@ def read_sets(data: DataConfig, task: Task, code: Path | None = None) -> RowSets
         try:
             found = _read_set(source, key, form, task, code)
             # The main set is split; of the others what they name an evaluation split, or all.
-            return found if source is data else replace(found, rows=found.evaluation or found.rows, evaluation=None)
+            if source is data:
+                return found
+            rows = (found.test if key[-1] == "test_path" else None) or found.evaluation or found.rows
+            return replace(found, rows=rows, evaluation=None, test=None)
         except InvalidInput as error:
             problems.extend(error.problems)
             return None
 
     main = one(data, ("data", "path"), data.format)
-    own = None
-    if data.eval_path is not None:
-        own = one(data.model_copy(update={"path": data.eval_path}), ("data", "eval_path"), data.format)
+    own = {
+        key: one(data.model_copy(update={"path": path}), ("data", key), data.format)
+        for key in ("eval_path", "test_path")
+        if (path := getattr(data, key)) is not None
+    }
     also = {
         name: one(source, ("data", "also_evaluate", name, "path"), source.format or data.format)
         for name, source in data.also_evaluate.items()
     }
     if problems or main is None:
         raise InvalidInput(problems)
-    return RowSets(main, own, {name: found for name, found in also.items() if found is not None})
+    second = {name: found for name, found in also.items() if found is not None}
+    return RowSets(main, own.get("eval_path"), second, own.get("test_path"))
 
 
 def _read_set(source: RowSource, key: tuple[str, ...], form_name: str, task: Task, code: Path | None) -> RawSet:
@@ -123,11 +132,12 @@ def _read_set(source: RowSource, key: tuple[str, ...], form_name: str, task: Tas
         check_columns(form_name, form, raw.columns, raw.source)
         check_rows(form, raw.train, raw.source)
         check_rows(form, raw.evaluation or [], f"{raw.source} (evaluation split)")
+        check_rows(form, raw.test or [], f"{raw.source} (test split)")
     except InvalidInput as error:
         raise InvalidInput(
             [Problem(key if not p.path else (*key[:-1], *p.path), p.message) for p in error.problems]
         ) from error
-    return RawSet(raw.train, raw.evaluation, form, raw.source, key)
+    return RawSet(raw.train, raw.evaluation, form, raw.source, key, raw.test)
 
 
 def _renamed(raw: RawData, source: RowSource, form: RowFormat) -> RawData:
@@ -152,5 +162,5 @@ def _renamed(raw: RawData, source: RowSource, form: RowFormat) -> RawData:
     def rename(rows: list[Row]) -> list[Row]:
         return [{**row, **{wanted: row.get(own) for wanted, own in source.columns.items()}} for row in rows]
 
-    evaluation = rename(raw.evaluation) if raw.evaluation is not None else None
-    return RawData(rename(raw.train), evaluation, raw.source, [*raw.columns, *source.columns])
+    evaluation, test = (rename(rows) if rows is not None else None for rows in (raw.evaluation, raw.test))
+    return RawData(rename(raw.train), evaluation, raw.source, [*raw.columns, *source.columns], test)

@@ -16,7 +16,7 @@ from lorafront.search.front import front_of
 from lorafront.search.search_file import parse_search
 from lorafront.search.study_table import StudyTable, TrialRecord
 from lorafront.search.tables import MOST_TRIALS, front_csv, front_table, number, summary, trials_table
-from lorafront.spaces.lora import LoraConfiguration
+from lorafront.spaces.lora import HYPERPARAMETERS
 from lorafront.spaces.objectives import OBJECTIVES
 from lorafront.trainables.outcome import Outcome
 from lorafront.trainables.trial import Report
@@ -143,7 +143,7 @@ def test_csv_has_every_parameter_and_objective(table):
     """The CSV of the front has a line per member, with all parameters and the exact values."""
     rows = list(csv.DictReader(io.StringIO(front_csv(table))))
     assert [line["trial"] for line in rows] == ["0", "1"]
-    assert list(rows[0]) == ["trial", *LoraConfiguration.model_fields, "perplexity", "peak_vram_gb"]
+    assert list(rows[0]) == ["trial", *HYPERPARAMETERS, "perplexity", "peak_vram_gb"]
     assert (rows[0]["learning_rate"], rows[0]["perplexity"], rows[0]["modules"]) == ("0.0001", "3.25", "attention+mlp")
 
 

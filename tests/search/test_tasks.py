@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,8 @@ from lorafront.search.paths import RootPaths
 from lorafront.search.run import resume_search, run_search
 from lorafront.search.search_file import parse_search
 from lorafront.search.study_table import StudyTable
-from lorafront.spaces.errors import StateUnreadable
+from lorafront.search.train_export import Length, train_export
+from lorafront.spaces.errors import InvalidInput, StateUnreadable
 from lorafront.trainables.data import load
 from lorafront.trainables.evaluate import tally
 from lorafront.trainables.task import task_named
@@ -115,3 +118,32 @@ def test_own_code_that_changed_stops_a_resume(searched: tuple[str, StudyTable, R
     (Path(str(table.search.code)) / "own_metrics.py").write_text(OWN + "# edited\n")
     with pytest.raises(StateUnreadable, match="your own code changed"):
         resume_search("tasks", root)
+
+
+def test_other_formats_of_these_tasks(searched: tuple[str, StudyTable, RootPaths], tmp_path: Path) -> None:
+    """The script and the merge know every task and measure about what the trial did; trainers of chats refuse."""
+    task, table, root = searched
+    trial = front_of(table)[0]
+    with pytest.raises(InvalidInput, match=f"this search {task}; formats for it: peft, transformers, merged"):
+        export_front(root.search("tasks"), tmp_path / "out", [trial.number], ["trl", "transformers"])
+    (folder,) = export_front(root.search("tasks"), tmp_path / "out", [trial.number], ["transformers", "merged"])
+    subprocess.run([sys.executable, "train.py"], cwd=folder, check=True, capture_output=True)
+    script = json.loads((folder / "trained" / "metrics.json").read_text())
+    said = json.loads((folder / "merged" / "merged.json").read_text())
+    quality = task_named(task).quality[0]
+    own = trial.measurements
+    assert script["eval_loss"] == pytest.approx(own["eval_loss"], rel=0.35)
+    assert said["measured"][said["merged_into"]][quality] == pytest.approx(own[quality], rel=0.1)
+    if task == "seq_cls":
+        assert json.loads((folder / "merged" / "config.json").read_text())["id2label"]["1"] == "fine"
+
+
+def test_a_full_training_of_these_tasks(searched: tuple[str, StudyTable, RootPaths], tmp_path: Path) -> None:
+    """A full training has the head, the second set and the function of the user, and loads like an export."""
+    _, table, root = searched
+    trial = front_of(table)[0]
+    (folder,) = export_front(root.search("tasks"), tmp_path / "out", [trial.number])
+    record = train_export(folder, tmp_path / "full", Length(epochs=2))
+    assert record.measurements["eval_loss"] < trial.measurements["eval_loss"]
+    assert {"eval_other_loss", "trained_norm"} <= set(record.measurements)
+    assert {file.name for file in folder.iterdir()} == {file.name for file in (tmp_path / "full").iterdir()}

@@ -1,0 +1,103 @@
+"""Commands that take configurations out of a search: as files of other trainers, and trained at full length."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from lorafront.search.cli_shared import Name, Root, app, searches_under, terminal
+
+if TYPE_CHECKING:
+    from lorafront.search.train_export import Progress
+    from lorafront.trainables.trial import Report
+
+
+@app.command()
+def export(
+    name: Name,
+    out: Annotated[Path, typer.Option(help="Folder to write.")],
+    trial: Annotated[list[int] | None, typer.Option(help="A trial's number; without it the whole front.")] = None,
+    formats: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--format",
+            help="peft (always), transformers, trl, axolotl, llamafactory, unsloth, merged; several with commas.",
+        ),
+    ] = None,
+    root: Root = None,
+) -> None:
+    """Write front members as folders that PEFT and transformers load, and as files of other trainers."""
+    from lorafront.search.environment import heavy_imports
+    from lorafront.search.recipes import PEFT, RECIPES, chosen_formats
+
+    wanted = [chosen for chosen in chosen_formats(formats or []) if chosen != PEFT]
+    if wanted:
+        with heavy_imports("transformers"):
+            import transformers  # noqa: F401  # rows and merged models need it
+    from lorafront.search.export import export_front
+
+    folders = export_front(searches_under(root).existing(name), out, trial or (), wanted)
+    for folder in folders:
+        typer.echo(str(folder))
+    for recipe in (recipe for recipe in wanted if recipe in RECIPES):
+        typer.echo(f"{recipe + ':':14}cd {folders[0]} && {RECIPES[recipe].command}")
+
+
+@app.command()
+def train(
+    export: Annotated[Path, typer.Argument(help="Folder of one exported trial.")],
+    epochs: Annotated[float, typer.Option(min=0, help="Passes over the rows.")],
+    data: Annotated[
+        str | None, typer.Option(help="File, folder or hub name, of the search's format [the data of the search].")
+    ] = None,
+    eval_data: Annotated[
+        str | None, typer.Option(help="The same to evaluate on [what the data has, else a part of it].")
+    ] = None,
+    rows: Annotated[int | None, typer.Option(min=1, help="Training rows at most [all].")] = None,
+    model: Annotated[str | None, typer.Option(help="The base, where it has moved.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder to write [EXPORT-trained].")] = None,
+) -> None:
+    """Train an exported configuration at full length; what was interrupted goes on by the same command."""
+    from lorafront.search.train_export import Length, train_export
+
+    folder = out or export.with_name(f"{export.name}-trained")
+    with _bar() as progress:
+        train_export(export, folder, Length(epochs, data, eval_data, rows, model), progress, _say)
+    typer.echo(str(folder))
+
+
+def _say(report: Report, total: int) -> None:
+    """What an evaluation found."""
+    names = ("perplexity", "accuracy", "f1", "eval_loss")
+    found = [f"{name} {report.measurements[name]:.5g}" for name in names if name in report.measurements]
+    typer.echo(f"{report.rows} of {total} rows: {', '.join(found)}")
+
+
+@contextmanager
+def _bar() -> Iterator[Progress]:
+    """A bar with the time that is left; nothing where there is no terminal."""
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    console = terminal()
+    columns = (TextColumn("rows"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"))
+    bar = Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal)
+    with bar:
+        task = bar.add_task("rows", start=False)
+
+        def show(seen: int, total: int) -> None:
+            if not bar.tasks[task].started:  # not before the base is loaded; what was done earlier is no speed
+                bar.start_task(task)
+            bar.update(task, completed=min(seen, total), total=total)
+
+        yield show

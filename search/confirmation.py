@@ -1,0 +1,397 @@
+"""A front trained again with other seeds: what to train next, and what the replicates say of it. Pure.
+
+The replicates are trials of a search of their own, `NAME-confirm`: each is a configuration of the first search with a
+seed, trained alone by stock PEFT, so that its peak memory is measured, and evaluated on rows that the first search
+never saw. Two seeds for every member of the front come first; then for those near it that could overtake one; further
+seeds go where it is unsure who is on the front.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import numpy as np
+
+from lorafront.search.front import axes_of, front_of, values
+from lorafront.search.replicates import RATIOS, Fit, beaten, fit, natural, scaled
+from lorafront.search.search_file import MOST_SEEDS
+from lorafront.search.study_table import VRAM, StudyTable, TrialRecord
+from lorafront.spaces.lora import LoraConfiguration
+from lorafront.spaces.objectives import Objective, feasible
+from lorafront.trainables.data import SEARCHED, seeded_generator
+
+FIRST = 2  # replicates of each: of one nobody can tell a variance
+UNSURE = (0.05, 0.95)  # probabilities of being on the front between which a further replicate is worth its cost
+DRAWS, DRAWS_NEAR = 2000, 400
+TRIFLE_GIB, TRIFLE = 0.1, 0.02  # of memory: nobody chooses by less than 0.1 GiB, on tiny models by less than 2 %
+
+Role = Literal["front", "near the front"]
+
+
+@dataclass(frozen=True)
+class Replicated:
+    """A configuration of a search and what its replicates measured.
+
+    Attributes:
+        trial: of the search.
+        role: whether it was on the search's front.
+        results: complete replicates, by seed.
+        lost: seeds with which it diverged or failed.
+        running: seeds that have not ended.
+    """
+
+    trial: TrialRecord
+    role: Role
+    results: Mapping[int, TrialRecord] = field(default_factory=dict)
+    lost: frozenset[int] = frozenset()
+    running: frozenset[int] = frozenset()
+
+    @property
+    def tried(self) -> frozenset[int]:
+        """Seeds that it needs no more."""
+        return self.lost | self.running | self.results.keys()
+
+
+@dataclass(frozen=True)
+class Confirmed:
+    """What is known of one configuration.
+
+    Attributes:
+        trial: of the search.
+        role: whether it was on the search's front.
+        seeds: complete replicates.
+        lost: replicates that diverged or failed.
+        values: by objective, the mean of the replicates (of perplexities the geometric one).
+        intervals: by objective, the interval of that mean at 95 %; as wide as everything where one replicate is all.
+        probability: that it is on the front.
+        covers: trials that it makes needless: nowhere better than it by more than noise or a trifle.
+    """
+
+    trial: TrialRecord
+    role: Role
+    seeds: int
+    lost: int
+    values: Mapping[str, float]
+    intervals: Mapping[str, tuple[float, float]]
+    probability: float
+    covers: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Bias:
+    """By how much the search's estimates of its front were too good, on the scale of the objective.
+
+    Attributes:
+        total: replicates less estimates, mean over the front; positive is worse than estimated.
+        rows: of that, what other rows make of the same models; None where that was not measured.
+    """
+
+    total: float
+    rows: float | None
+
+    @property
+    def luck(self) -> float | None:
+        """The rest: the seed that was the best of its trial's."""
+        return None if self.rows is None else self.total - self.rows
+
+
+@dataclass(frozen=True)
+class Confirmation:
+    """All of it.
+
+    Attributes:
+        table: the search.
+        quality: the objective by which the front is ordered, and of which the bias is told.
+        kept: configurations that are worth choosing from, the best first; each may make others needless.
+        needless: those, the best first.
+        beaten: configurations that are not on the front any more.
+        spread: standard deviation over seeds of the quality, on its scale; None where nothing has two replicates.
+        bias: of the search's estimates.
+        waiting: replicates that are still to be trained.
+    """
+
+    table: StudyTable
+    quality: Objective
+    kept: tuple[Confirmed, ...]
+    needless: tuple[Confirmed, ...]
+    beaten: tuple[Confirmed, ...]
+    spread: float | None
+    bias: Bias
+    waiting: int
+
+    @property
+    def entries(self) -> tuple[Confirmed, ...]:
+        """All of them."""
+        return (*self.kept, *self.needless, *self.beaten)
+
+    def of(self, number: int) -> Confirmed | None:
+        """What is known of a trial of the search."""
+        return next((entry for entry in self.entries if entry.trial.number == number), None)
+
+
+def seeds_of(table: StudyTable, count: int) -> list[int]:
+    """Seeds of replicates: those after the search's own."""
+    first = table.search.seed + 1 if table.search.seed + MOST_SEEDS < 2**31 else 0
+    return list(range(first, first + count))
+
+
+def following(table: StudyTable, own: StudyTable | None, seeds: int) -> list[LoraConfiguration]:
+    """What to train next; none where the front is known, or every seed was tried.
+
+    Args:
+        table: the search.
+        own: the replicates so far.
+        seeds: of a configuration at most.
+    """
+    members = replicated(table, own)
+    chosen = seeds_of(table, seeds)
+    missing = _missing(members, chosen[:FIRST])
+    if missing:
+        return missing
+    known = [member for member in members if member.results]
+    if not known:  # all of them diverged: there is nothing to compare with
+        return []
+    judged = _Judged(table, known)
+    near = _missing((Replicated(trial, "near the front") for trial in judged.rivals(members)), chosen[:FIRST])
+    if near:
+        return near
+    low, high = UNSURE
+    unsure = {n for n, share in judged.memberships().items() if low < share < high}
+    further = (_missing([member], chosen)[:1] for member in members if member.trial.number in unsure)
+    return [lora for found in further for lora in found]
+
+
+def replicated(table: StudyTable, own: StudyTable | None) -> list[Replicated]:
+    """Members of the front and whatever else has replicates, by number."""
+    by_configuration = {trial.lora.fingerprint: trial for trial in table.complete}
+    replicates: dict[int, list[TrialRecord]] = {}
+    for trial in own.trials if own is not None else ():
+        original = by_configuration.get(trial.lora.with_seed(None).fingerprint)
+        if original is not None:
+            replicates.setdefault(original.number, []).append(trial)
+    on_front = {trial.number for trial in front_of(table)}
+    found = []
+    for trial in table.complete:
+        if trial.number not in on_front | replicates.keys():
+            continue
+        ended: Mapping[int, TrialRecord] = {t.lora.seed or 0: t for t in replicates.get(trial.number, ())}
+        found.append(
+            Replicated(
+                trial,
+                "front" if trial.number in on_front else "near the front",
+                {seed: one for seed, one in ended.items() if _complete(one, table)},
+                frozenset(s for s, one in ended.items() if one.outcome is not None and not _complete(one, table)),
+                frozenset(seed for seed, one in ended.items() if one.outcome is None),
+            )
+        )
+    return found
+
+
+def confirmation(table: StudyTable, own: StudyTable, seeds: int) -> Confirmation | None:
+    """What the replicates say; None before the first one has ended.
+
+    Args:
+        table: the search.
+        own: the replicates.
+        seeds: of a configuration at most.
+    """
+    members = replicated(table, own)
+    known = [member for member in members if member.results]
+    if not known:
+        return None
+    judged = _Judged(table, known)
+    shares = judged.memberships()
+    entries = [judged.confirmed(member, shares[member.trial.number]) for member in known]
+    quality = axes_of(table.search.objective_list)[1]
+    sign = -1 if quality.direction == "maximize" else 1
+    entries.sort(key=lambda entry: (sign * entry.values[quality.name], entry.trial.number))
+    able = [entry for entry in entries if entry.probability > UNSURE[0]]
+    kept, needless = _merged(able, judged.covers)
+    noise = judged.fits[quality.name]
+    running = sum(len(member.running) for member in members)
+    return Confirmation(
+        table, quality, kept, needless,
+        beaten=tuple(entry for entry in entries if entry not in able),
+        spread=noise.spread if noise.freedom else None,
+        bias=judged.bias(quality),
+        waiting=len(following(table, own, seeds)) + running,
+    )  # fmt: skip
+
+
+def as_confirmed(found: Confirmation) -> StudyTable:
+    """The search with nothing but what is worth choosing, and the means of the replicates in place of its estimates."""
+    trials = []
+    for entry in found.kept:
+        last = entry.trial.result
+        if last is not None:
+            measured = {**entry.trial.measurements, **entry.values, "peak_vram_source": "confirmed"}
+            trials.append(replace(entry.trial, result=replace(last, measurements=measured), standalone=None))
+    return replace(found.table, trials=tuple(trials))
+
+
+class _Judged:
+    """Configurations with replicates, each objective fitted."""
+
+    def __init__(self, table: StudyTable, members: Sequence[Replicated]) -> None:
+        self.table = table
+        self.members = members
+        self.objectives = table.search.objective_list
+        self.fits: dict[str, Fit] = {
+            o.name: fit({m.trial.number: _seen(m, o) for m in members}) for o in self.objectives
+        }
+
+    def memberships(self) -> dict[int, float]:
+        """Probability of being on the front, by number."""
+        drawn, able = self._drawn(DRAWS)
+        kept = able & ~beaten(drawn, drawn, able)
+        return dict(zip((m.trial.number for m in self.members), kept.mean(axis=0).tolist(), strict=True))
+
+    def rivals(self, there: Sequence[Replicated]) -> list[TrialRecord]:
+        """Trials of the search that could be on the front, the likeliest first; at most as many as it has members.
+
+        One run says where a trial may lie: as far from its estimate as seeds scatter, and as much worse on the rows
+        that the search never saw as the front's own members are.
+        """
+        taken = {member.trial.number for member in there}
+        drawn, able = self._drawn(DRAWS_NEAR)
+        found = []
+        for trial in self.table.complete:
+            if trial.number in taken or not feasible(self.table.search.limits, trial.measurements):
+                continue
+            point = self._as_it_may_be(trial)
+            share = float((~beaten(point, drawn, able)).mean()) if np.isfinite(point).all() else 0.0
+            if share > UNSURE[0]:
+                found.append((share, trial))
+        most = sum(member.role == "front" for member in there)
+        found.sort(key=lambda one: (-one[0], one[1].number))
+        return [trial for _, trial in found[:most]]
+
+    def confirmed(self, member: Replicated, share: float) -> Confirmed:
+        """With its means and their intervals."""
+        place = self.members.index(member)
+        means, intervals = {}, {}
+        for objective in self.objectives:
+            known = self.fits[objective.name]
+            mean, half = float(known.means[place]), float(known.half_widths[place])
+            means[objective.name] = natural(mean, objective)
+            ends = [natural(end, objective) if math.isfinite(end) else end for end in (mean - half, mean + half)]
+            intervals[objective.name] = (ends[0], ends[1])
+        return Confirmed(member.trial, member.role, len(member.results), len(member.lost), means, intervals, share)
+
+    def covers(self, one: int, other: int) -> bool:
+        """True where trial `other` is nowhere better than `one` by more than noise or a trifle."""
+        for objective in self.objectives:
+            known = self.fits[objective.name]
+            worse, half = known.difference(one, other)
+            worse = -worse if objective.direction == "maximize" else worse
+            noise = half if math.isfinite(half) else 0.0  # where nothing is known of it, nothing is within it
+            if worse > (noise if objective.quality else self._trifle(objective, one, other)):
+                return False
+        return True
+
+    def bias(self, quality: Objective) -> Bias:
+        """Of the members of the search's front."""
+        members = [member for member in self.members if member.role == "front"] or list(self.members)
+        known = dict(zip(self.fits[quality.name].numbers, self.fits[quality.name].means, strict=True))
+        sign = -1 if quality.direction == "maximize" else 1
+        gaps = [sign * (known[m.trial.number] - scaled(values(m.trial, [quality])[0], quality)) for m in members]
+        rows = self._other_rows(members) if quality.name == "perplexity" else None
+        return Bias(float(np.mean(gaps)), rows)
+
+    def _other_rows(self, members: Iterable[Replicated]) -> float | None:
+        """How much larger the loss of the same models is on the rows that the search never saw."""
+        measured = [trial.measurements for member in members for trial in member.results.values()]
+        gaps = [
+            one["eval_loss"] - one[f"eval_{SEARCHED}_loss"]
+            for one in measured
+            if all(isinstance(one.get(name), (int, float)) for name in ("eval_loss", f"eval_{SEARCHED}_loss"))
+        ]
+        return float(np.mean(gaps)) if gaps else None
+
+    def _drawn(self, draws: int) -> tuple[np.ndarray, np.ndarray]:
+        """(float64[draws, m, k] to be minimized, bool[draws, m] whether the limits are kept)."""
+        generator = seeded_generator(self.table.search.seed, "confirmation")
+        drawn = {o.name: self.fits[o.name].draw(generator, draws) for o in self.objectives}
+        signs = [-1.0 if o.direction == "maximize" else 1.0 for o in self.objectives]
+        points = np.stack([sign * drawn[o.name] for sign, o in zip(signs, self.objectives, strict=True)], axis=-1)
+        able = np.ones(points.shape[:2], dtype=bool)
+        by_name = {o.name: o for o in self.objectives}
+        for limit in self.table.search.limits:
+            objective = by_name.get(limit.name)
+            if objective is not None:
+                bound = scaled(limit.bound, objective) if limit.bound > 0 else limit.bound
+                held = drawn[limit.name] <= bound if limit.operator == "<=" else drawn[limit.name] >= bound
+            else:
+                held = np.array([_keeps(member, limit.name, limit.holds) for member in self.members])
+            able &= held
+        return points, able
+
+    def _as_it_may_be(self, trial: TrialRecord) -> np.ndarray:
+        """float64[draws, 1, k]: a trial that has no replicate, to be minimized."""
+        generator = seeded_generator(self.table.search.seed, "rival", trial.number)
+        columns = []
+        for objective in self.objectives:
+            known = self.fits[objective.name]
+            shift = self._shift(objective)
+            value = scaled(values(trial, [objective])[0], objective) + shift
+            scatter = known.spread * generator.standard_t(known.freedom, DRAWS_NEAR) if known.freedom else 0.0
+            sign = -1.0 if objective.direction == "maximize" else 1.0
+            columns.append(sign * (value + scatter + np.zeros(DRAWS_NEAR)))
+        return np.stack(columns, axis=-1)[:, None, :]
+
+    def _shift(self, objective: Objective) -> float:
+        """How far replicates lie from estimates for another reason than luck, as far as that can be told."""
+        rows = self._other_rows(self.members) if objective.name == "perplexity" else None
+        if rows is not None:
+            return rows
+        known = self.fits[objective.name]
+        own = [scaled(values(member.trial, [objective])[0], objective) for member in self.members]
+        return float(np.mean(known.means - np.array(own)))
+
+    def _trifle(self, objective: Objective, one: int, other: int) -> float:
+        """What nobody chooses by, on the scale of an objective of cost."""
+        known = self.fits[objective.name]
+        least = min(abs(natural(float(known.means[known.numbers.index(n)]), objective)) for n in (one, other))
+        if objective.name in RATIOS:
+            return math.log1p(TRIFLE)
+        return min(TRIFLE_GIB, TRIFLE * least) if objective.name == VRAM else TRIFLE * least
+
+
+def _merged(
+    entries: Sequence[Confirmed], covers: Callable[[int, int], bool]
+) -> tuple[tuple[Confirmed, ...], tuple[Confirmed, ...]]:
+    """(those that make all others needless, those others); the one that makes most of them needless comes first."""
+    numbers = [entry.trial.number for entry in entries]
+    left = list(entries)
+    covered = {number: {other for other in numbers if other != number and covers(number, other)} for number in numbers}
+    kept: dict[int, tuple[int, ...]] = {}
+    while left:
+        there = {entry.trial.number for entry in left}
+        best = max(left, key=lambda entry: len(covered[entry.trial.number] & there))  # of equals the better one
+        number = best.trial.number
+        kept[number] = tuple(n for n in numbers if n in covered[number] & there)
+        left = [entry for entry in left if entry.trial.number not in {number, *kept[number]}]
+    chosen = tuple(replace(e, covers=kept[e.trial.number]) for e in entries if e.trial.number in kept)
+    return chosen, tuple(entry for entry in entries if entry.trial.number not in kept)
+
+
+def _missing(members: Iterable[Replicated], seeds: Sequence[int]) -> list[LoraConfiguration]:
+    """Replicates with these seeds that nobody has tried."""
+    return [m.trial.lora.with_seed(seed) for m in members for seed in seeds if seed not in m.tried]
+
+
+def _seen(member: Replicated, objective: Objective) -> dict[int, float]:
+    return {seed: scaled(values(trial, [objective])[0], objective) for seed, trial in member.results.items()}
+
+
+def _complete(trial: TrialRecord, table: StudyTable) -> bool:
+    """True where it has every objective."""
+    return trial.state == "COMPLETE" and all(math.isfinite(v) for v in values(trial, table.search.objective_list))
+
+
+def _keeps(member: Replicated, name: str, holds: Callable[[object], bool]) -> bool:
+    """Whether its replicates keep a limit on what is no objective, each of them."""
+    return all(holds(trial.measurements.get(name)) for trial in member.results.values())

@@ -1,0 +1,137 @@
+"""What `confirm` says: a table, sentences, JSON. Pure apart from rich's drawing."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from rich.table import Table
+
+from lorafront.search.confirmation import Confirmation, Confirmed
+from lorafront.search.front import values
+from lorafront.search.replicates import RATIOS
+from lorafront.search.tables import COMPACT, heading, number
+from lorafront.spaces.objectives import Objective
+
+CERTAIN = 0.995  # probabilities are told in per cent
+
+
+def confirmation_table(found: Confirmation) -> Table:
+    """For a terminal of 80 columns: what to choose from, then what that makes needless, then what is beaten."""
+    objectives = found.table.search.objective_list
+    title = f"Front of {found.table.search.name}, trained again with other seeds"
+    shown = Table(title=title, title_justify="left", caption_justify="left", **COMPACT)
+    shown.add_column("trial", justify="right", no_wrap=True)
+    shown.add_column("configuration", overflow="fold", min_width=14)
+    shown.add_column("seeds", justify="right", no_wrap=True)
+    for objective in objectives:
+        shown.add_column(heading(objective, len(objectives)), justify="right", style="bold", no_wrap=True)
+    shown.add_column("on the front", justify="right")
+    shown.add_column("")
+    for entry in found.entries:
+        cells = [with_interval(entry, objective) for objective in objectives]
+        seeds = f"{entry.seeds}" + (f" of {entry.seeds + entry.lost}" if entry.lost else "")
+        said = verdict(found, entry)
+        shown.add_row(str(entry.trial.number), entry.trial.lora.label, seeds, *cells, chance(entry.probability), said)
+    shown.caption = "± is the 95 % interval of the mean over seeds; on rows that the search never saw"
+    return shown
+
+
+def lines(found: Confirmation) -> list[str]:
+    """How much seeds matter, and how far the search's own estimates could be trusted."""
+    quality = found.quality
+    told = []
+    if found.spread is not None:
+        told.append(
+            f"another seed alone moves {quality.label} by {_amount(found.spread, quality)} (standard deviation)"
+        )
+    gap, worse = _amount(abs(found.bias.total), quality), "worse" if found.bias.total >= 0 else "better"
+    line = f"{quality.label} is {gap} {worse} here than the search had it for its front"
+    if found.bias.rows is not None and found.bias.luck is not None:
+        line += f" ({_signed(found.bias.luck)} by luck of the seed, {_signed(found.bias.rows)} by other rows)"
+    told.append(line)
+    if found.waiting:
+        told.append(
+            f"{found.waiting} replicate{'s are' if found.waiting > 1 else ' is'} still to come: "
+            f"lorafront confirm {found.table.search.name}"
+        )
+    return told
+
+
+def how_sure(found: Confirmation, number: int) -> list[str]:
+    """What replicates say of one trial of the search; nothing where it has none."""
+    entry, quality = found.of(number), found.quality
+    if entry is None:
+        return []
+    told = f"over {entry.seeds} seeds: {quality.label} {with_interval(entry, quality)}"
+    told += f" (95 %), on rows that the search never saw; on the front with a chance of {chance(entry.probability)}"
+    lost = [f"{entry.lost} of {entry.seeds + entry.lost} seeds diverged or failed"] if entry.lost else []
+    numbers = ", ".join(map(str, entry.covers))
+    same = [f"as good within noise or a trifle: trial{'s' if len(entry.covers) > 1 else ''} {numbers}"]
+    return [told, *lost, *(same if entry.covers else [])]
+
+
+def verdict(found: Confirmation, entry: Confirmed) -> str:
+    """What became of a configuration, in words."""
+    if entry in found.needless:
+        by = next(one.trial.number for one in found.kept if entry.trial.number in one.covers)
+        return f"as good: {by}"
+    if entry in found.beaten:
+        return "beaten"
+    return "new" if entry.role != "front" else ""
+
+
+def with_interval(entry: Confirmed, objective: Objective) -> str:
+    """`50.66 ± 1.3`, or the value alone where every replicate measured the same."""
+    value, (low, high) = entry.values[objective.name], entry.intervals[objective.name]
+    half = (high - low) / 2
+    told = number(value, objective)
+    if not math.isfinite(half) or half <= 1e-6 * abs(value):
+        return told if math.isfinite(half) or not objective.quality else f"{told} ± ?"
+    return f"{told} ± {half:.2g}"
+
+
+def chance(probability: float) -> str:
+    """In per cent; none that was estimated is certain."""
+    if probability > CERTAIN:
+        return "> 99 %"
+    return "< 1 %" if probability < 1 - CERTAIN else f"{100 * probability:.0f} %"
+
+
+def as_json(found: Confirmation) -> dict[str, Any]:
+    """As `confirm --json` prints it."""
+    objectives = found.table.search.objective_list
+
+    def one(entry: Confirmed) -> dict[str, Any]:
+        estimated = dict(zip((o.name for o in objectives), values(entry.trial, objectives), strict=True))
+        return {
+            "trial": entry.trial.number,
+            "params": entry.trial.lora.model_dump(mode="json"),
+            "was": entry.role,
+            "seeds": entry.seeds,
+            "lost": entry.lost,
+            "values": dict(entry.values),
+            "intervals": {n: [e if math.isfinite(e) else None for e in ends] for n, ends in entry.intervals.items()},
+            "estimated": estimated,
+            "probability": entry.probability,
+            "covers": list(entry.covers),
+        }
+
+    return {
+        "kept": [one(entry) for entry in found.kept],
+        "needless": [one(entry) for entry in found.needless],
+        "beaten": [one(entry) for entry in found.beaten],
+        "quality": found.quality.name,
+        "spread": found.spread,
+        "bias": {"total": found.bias.total, "rows": found.bias.rows, "luck": found.bias.luck},
+        "waiting": found.waiting,
+    }
+
+
+def _amount(size: float, objective: Objective) -> str:
+    """On the scale of the objective: of what is compared by ratios in per cent."""
+    return f"{100 * math.expm1(size):.2g} %" if objective.name in RATIOS else f"{size:.2g} {objective.unit}".rstrip()
+
+
+def _signed(size: float) -> str:
+    return f"{100 * math.expm1(size):+.2g} %"
