@@ -14,13 +14,14 @@ from hypothesis import strategies as st
 from ruamel.yaml import YAML
 from support import lora
 
+from lorafront.search.own_recipe import read_own_recipe
 from lorafront.search.recipe import Form, Recipe
 from lorafront.search.recipe_rows import RecipeRows
 from lorafront.search.recipes import RECIPES, chosen_formats
 from lorafront.spaces.errors import InvalidInput
 from lorafront.spaces.lora import LoraConfiguration
 from lorafront.spaces.quantization import FOUR_BIT, QUANTIZATIONS, UNQUANTIZED
-from lorafront.trainables.config import ModelConfig
+from lorafront.trainables.config import ModelConfig, TrainingConfig
 
 # Names that trainers accept, as their own classes of the version named there list them.
 KNOWN = json.loads((Path(__file__).parent / "trainer_fields.json").read_text())
@@ -265,3 +266,22 @@ def test_recipes_are_frozen() -> None:
     """Writers share one recipe, so none may change it."""
     with pytest.raises(dataclasses.FrozenInstanceError):
         recipe(lora()).task = "seq_cls"  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("name", ["axolotl", "llamafactory", "trl"])
+@settings(deadline=None, max_examples=25)
+@given(configurations, st.integers(1, 512))
+def test_a_search_can_begin_with_a_recipe_of_ours(
+    tmp_path_factory: pytest.TempPathFactory, name: str, configuration: LoraConfiguration, alpha: int
+) -> None:
+    """What is written for another trainer comes back as the baseline, value for value."""
+    configuration = configuration.model_copy(update={"alpha": float(alpha), "bias": "none"})
+    file = tmp_path_factory.mktemp("round") / f"{name}.yaml"
+    file.write_text(RECIPES[name].files(recipe(configuration))[f"{name}.yaml"], encoding="utf-8")
+    said = read_own_recipe(file).said
+    here = {"modules": "query+key", "warmup": 3 / 50}  # of the recipe, in which warm-up is a number of steps
+    for key, value in {**configuration.model_dump(exclude={"seed"}), **here}.items():
+        place = "training" if key in TrainingConfig.model_fields else "baseline"
+        assert said.get(f"{place}.{key}", "none") == value
+    assert (said["training.steps"], said["training.optimizer"], said["seed"]) == (50, "paged_adamw_8bit", 7)
+    assert (said["model.name"], said["data.max_length"], said["training.max_grad_norm"]) == ("org/base", 96, 0.5)
