@@ -26,14 +26,17 @@ def confirmation_table(found: Confirmation) -> Table:
     shown.add_column("seeds", justify="right", no_wrap=True)
     for objective in objectives:
         shown.add_column(heading(objective, len(objectives)), justify="right", style="bold", no_wrap=True)
-    shown.add_column("on the front", justify="right")
-    shown.add_column("")
+    shown.add_column("chance", justify="right", no_wrap=True)
+    shown.add_column("", no_wrap=True)
     for entry in found.entries:
         cells = [with_interval(entry, objective) for objective in objectives]
         seeds = f"{entry.seeds}" + (f" of {entry.seeds + entry.lost}" if entry.lost else "")
         said = verdict(found, entry)
         shown.add_row(str(entry.trial.number), entry.trial.lora.label, seeds, *cells, chance(entry.probability), said)
-    shown.caption = "± is the 95 % interval of the mean over seeds; on rows that the search never saw"
+    shown.caption = (
+        "± is the 95 % interval of the mean over seeds, on rows that the search never saw;\n"
+        "chance is that of being on the front"
+    )
     return shown
 
 

@@ -172,7 +172,7 @@ def confirmed_rows(found: Confirmation) -> dict[str, Any]:
     headings = [{"text": "trial", "number": True}, {"text": "configuration", "number": False}]
     measured = [f"{o.label} {f'({o.unit})' if o.unit else ''}".strip() for o in objectives]
     headings += [{"text": text, "number": True} for text in ("seeds", *measured)]
-    headings += [{"text": "on the front", "number": True}, {"text": "", "number": False}]
+    headings += [{"text": "chance of being on the front", "number": True}, {"text": "", "number": False}]
     rows = [
         [
             str(entry.trial.number), entry.trial.lora.label, str(entry.seeds),

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -349,29 +347,3 @@ def test_a_recommendation_speaks_by_the_replicates_and_how_sure_they_are(real: R
         assert f"| {one.trial.number} | {one.trial.lora.label} | {one.seeds} |" in text
     assert 'id="confirmed-table"' in as_html(found.table, found)
     assert 'id="confirmed-table"' not in as_html(found.table)
-
-
-def test_a_file_that_asks_for_it_is_confirmed_when_its_search_has_ended(
-    ray_session: None, text_file: Path, tmp_path: Path
-) -> None:
-    """`confirm: 2` is two seeds each; `resume` of the replicates and a second `confirm` find nothing to do."""
-    file = tmp_path / "asks.yaml"
-    file.write_text(
-        f"name: asks\nmodel: {TINY_LLAMA}\ndata: {{path: {text_file}, max_length: 32, train_rows: 64, eval_rows: 8}}\n"
-        "space: {rank: [2, 4], quantization: bf16, modules: attention, bias: none}\nbudget: {trials: 3}\nconfirm: 2\n",
-        encoding="utf-8",
-    )
-    command = [sys.executable, "-m", "lorafront.search.cli"]
-    options = ["--root", str(tmp_path / "root")]
-
-    def said(*words: str) -> str:
-        done = subprocess.run([*command, *words, *options], capture_output=True, text=True, timeout=300, check=True)
-        return done.stdout
-
-    assert "trained again with other seeds" in said("run", str(file), "--engine", "toy")
-    shown = json.loads(said("pareto", "asks", "--confirmed", "--json"))
-    assert all(entry["seeds"] == 2 for entry in shown["kept"])
-    own = read_study(tmp_path / "root" / "asks-confirm" / "study.db")
-    said("resume", "asks-confirm", "--engine", "toy")
-    assert json.loads(said("confirm", "asks", "--engine", "toy", "--json")) == shown
-    assert read_study(tmp_path / "root" / "asks-confirm" / "study.db").trials == own.trials
