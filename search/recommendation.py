@@ -181,7 +181,7 @@ def lines(found: Recommendation, confirmed: Confirmation | None = None) -> list[
 def _how_sure(trial: TrialRecord, confirmed: Confirmation | None) -> list[str]:
     entry = confirmed and confirmed.of(trial.number)
     if not confirmed or not entry:
-        return ["each was trained once, with one seed; a small difference may be its noise (`lorafront confirm` tells)"]
+        return ["each was trained once, with one seed; a small difference may be its noise: confirm it"]
     return how_sure(confirmed, trial.number)
 
 

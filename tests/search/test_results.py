@@ -17,7 +17,8 @@ def root(ray_session: None, text_file: Path, tmp_path_factory: pytest.TempPathFa
     folder = tmp_path_factory.mktemp("results")
     Search(
         {
-            "name": "one", "model": str(TINY_LLAMA), "data": {"path": str(text_file), "max_length": 32, "train_rows": 64, "eval_rows": 8},
+            "name": "one", "model": str(TINY_LLAMA),
+            "data": {"path": str(text_file), "max_length": 32, "train_rows": 64, "eval_rows": 8},
             "space": {"rank": [2, 4, 8], "modules": "attention", "quantization": ["nf4", "bf16"], "bias": "none"},
             "training": {"rows": 64, "rungs": 2}, "budget": {"trials": 5}, "early_stopping": "off",
         }
