@@ -90,6 +90,8 @@ def as_markdown(table: StudyTable, confirmed: Confirmation | None = None) -> str
     if confirmed:
         known = confirmed_rows(confirmed)
         lines += ["", "## With other seeds", "", *_markdown(known), "", *(f"- {line}" for line in known["says"])]
+    if table.notes:
+        lines += ["", "## Notes", "", *(f"- {escape(note)}" for note in table.notes)]
     lines += ["", "## How trials ended", ""]
     lines += [f"- {end['count']} x {end['outcome']}: {escape(end['detail'])}" for end in ends(table)]
     lines += ["", "## To repeat it", "", f"Installed where this was written: {versions()}", ""]

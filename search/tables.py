@@ -135,7 +135,7 @@ def summary(table: StudyTable, *, markdown: bool = False) -> str:
             for value, objective in zip(values(trial, objectives), objectives, strict=True)
         )
         lines.append(f"trial {trial.number}: {trial.lora.label} ({shown})")
-    if members:
+    if members and table.search.imported is None:
         lines.append(f"export: lorafront export {table.search.name} --out DIR")
     return "\n".join(f"- {line}" for line in lines) if markdown else "\n".join(lines)
 
