@@ -126,12 +126,16 @@ def understand(file: Path, name: str, reading: Reading) -> Table:
     rows = _rows(file)
     names = list(dict.fromkeys(name for _, row in rows for name in row))
     columns = _columns(names, reading)
-    rows, model = _of_one_model(rows, columns.pop("model", None), reading.model)
+    of_model = columns.pop("model", None)
+    rows, model = _of_one_model(rows, of_model, reading.model)
     objectives = _objectives(columns, names, reading.objectives)
     defaults = _defaults(columns)
     results = _numbered(_results(rows, columns, defaults), reading, columns, dict(rows))
     search = _search(file, name, model, objectives, results, defaults)
-    return Table(search, tuple(results), tuple(_notes(file, names, columns, results, defaults)))
+    unread = [
+        name for name in names if name not in {column.theirs for column in (*columns.values(), of_model) if column}
+    ]
+    return Table(search, tuple(results), tuple(_notes(file, unread, columns, results, defaults)))
 
 
 def _rows(file: Path) -> list[tuple[str, Row]]:
@@ -348,13 +352,12 @@ def parameter(values: Sequence[Any]) -> Any:
 
 def _notes(
     file: Path,
-    names: Sequence[str],
+    unread: Sequence[str],
     columns: Mapping[str, Column],
     results: Sequence[Result],
     defaults: Mapping[str, Any],
 ) -> list[str]:
     """What a reader must know to believe the numbers no more than they deserve."""
-    read = {column.theirs for column in columns.values()}
     notes = [
         f"{len(results)} results were imported from {file.name}; nothing was trained or measured here",
         "columns: " + ", ".join(f"{ours} is {column.theirs}" for ours, column in columns.items()),
@@ -365,14 +368,13 @@ def _notes(
             for name, value in defaults.items()
         )
         notes.append(f"not in the table, so assumed as commonly recommended: {said}")
-    unread = [name for name in names if name not in read]
     if unread:
         notes.append(f"columns that were not read: {', '.join(unread)}")
     if VRAM in columns:
         column = columns[VRAM]
         notes.append(
-            f"peak VRAM is {column.theirs}, one of which was read as {column.factor:.6g} GiB; what it counts is not "
-            "known, and it is treated as the peak of tensors, without CUDA's context"
+            f"peak VRAM is {column.theirs}, in units of {column.factor * GIB:,.0f} bytes; what it counts is not known, "
+            "and it is treated as the peak of tensors, to which a process adds its context"
         )
     if "eval_loss" in columns and "perplexity" not in columns:
         notes.append(f"perplexity is exp({columns['eval_loss'].theirs})")

@@ -64,6 +64,7 @@ def as_html(table: StudyTable, confirmed: Confirmation | None = None) -> str:
     ]  # fmt: skip
     return template.render(
         name=search.name,
+        imported=search.imported,
         model=short(search.model.name),
         data=short(search.data.path),
         spent=budget.shown(search.budget, table.spent),
@@ -94,7 +95,13 @@ def as_markdown(table: StudyTable, confirmed: Confirmation | None = None) -> str
         lines += ["", "## Notes", "", *(f"- {escape(note)}" for note in table.notes)]
     lines += ["", "## How trials ended", ""]
     lines += [f"- {end['count']} x {end['outcome']}: {escape(end['detail'])}" for end in ends(table)]
-    lines += ["", "## To repeat it", "", f"Installed where this was written: {versions()}", ""]
+    lines += [
+        "",
+        "## As a search file" if table.search.imported else "## To repeat it",
+        "",
+        f"Installed where this was written: {versions()}",
+        "",
+    ]
     return "\n".join([*lines, "```yaml", as_yaml(table).rstrip(), "```", ""])
 
 

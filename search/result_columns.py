@@ -131,10 +131,10 @@ def match(names: Sequence[str], chosen: Mapping[str, str]) -> tuple[dict[str, Co
     problems = []
     for ours, theirs in chosen.items():
         if ours not in OURS:
-            problems.append(Problem(("--map", ours), f"is none of {', '.join(OURS)}.{did_you_mean(ours, OURS)}"))
+            problems.append(Problem((f"--map {ours}",), f"is none of {', '.join(OURS)}.{did_you_mean(ours, OURS)}"))
         elif theirs not in names:
             problems.append(
-                Problem(("--map", ours), f"no column {theirs!r}.{did_you_mean(theirs, names)} {there(names)}")
+                Problem((f"--map {ours}",), f"no column {theirs!r}.{did_you_mean(theirs, names)} {there(names)}")
             )
         else:
             found[ours] = Column(theirs, _factor(ours, theirs))
