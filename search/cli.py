@@ -44,22 +44,31 @@ if TYPE_CHECKING:
 def init(
     file: Annotated[Path, typer.Argument(help="File to write.")] = Path("search.yaml"),
     name: Annotated[str | None, typer.Option(help="Name of the search [the file's].")] = None,
-    model: Annotated[str, typer.Option(help="Folder or hub name.")] = "Qwen/Qwen3-0.6B",
-    data: Annotated[str, typer.Option(help="File, folder or hub name.")] = "tatsu-lab/alpaca",
-    task: Annotated[str, typer.Option(help="causal_lm, seq_cls or seq_2_seq_lm.")] = "causal_lm",
+    model: Annotated[str | None, typer.Option(help="Folder or hub name [Qwen/Qwen3-0.6B].")] = None,
+    data: Annotated[str | None, typer.Option(help="File, folder or hub name [tatsu-lab/alpaca].")] = None,
+    task: Annotated[str | None, typer.Option(help="causal_lm, seq_cls or seq_2_seq_lm [causal_lm].")] = None,
     row_format: Annotated[
         str | None, typer.Option("--format", help="Format of the rows [alpaca; text_label for seq_cls].")
     ] = None,
+    recipe: Annotated[
+        Path | None,
+        typer.Option(
+            "--from", help="Your own recipe: of axolotl, LLaMA-Factory, TRL, or a folder of PEFT or lorafront."
+        ),
+    ] = None,
 ) -> None:
     """Write a commented search file."""
-    from lorafront.search.init_file import commented
+    from lorafront.search.init_file import commented, told_of
+    from lorafront.search.own_recipe import read_own_recipe
     from lorafront.search.search_file import parse_search
     from lorafront.search.yaml_file import read_yaml
 
     if file.exists():
         raise InvalidInput(f"{file} exists already; give another name")
-    chosen = row_format or ("text_label" if task == "seq_cls" else "alpaca")
-    text = commented(name or file.stem, model, data, task, chosen)
+    options = {"model.name": model, "data.path": data, "task": task, "data.format": row_format}
+    asked = {place: value for place, value in options.items() if value is not None}
+    own = read_own_recipe(recipe) if recipe is not None else None
+    text = commented(name or file.stem, asked, own)
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(text, encoding="utf-8")
     try:
@@ -67,6 +76,8 @@ def init(
     except InvalidInput:
         file.unlink()
         raise
+    for line in told_of(own, asked) if own is not None else ():
+        typer.echo(line)
     typer.echo(f"wrote {file}; next: lorafront check {file}")
 
 
@@ -282,8 +293,9 @@ def pareto(
 ) -> None:
     """Show the Pareto front of a search."""
     from lorafront.search import front as fronts
+    from lorafront.search.baseline import with_differences
     from lorafront.search.confirm import confirmation_of
-    from lorafront.search.tables import front_csv, front_table
+    from lorafront.search.tables import baseline_lines, front_csv, front_table
 
     table, _ = study_of(name, root)
     if confirmed:
@@ -305,11 +317,13 @@ def pareto(
         plot_front(table, plot)
         typer.echo(f"plot: {plot}", err=as_json or as_csv)
     if as_json:
-        typer.echo(json.dumps(fronts.as_json(members, table.search.objective_list), indent=2))
+        typer.echo(json.dumps(with_differences(table, fronts.as_json(members, table.search.objective_list)), indent=2))
     elif as_csv:
         typer.echo(front_csv(table, members), nl=False)
     else:
         terminal().print(front_table(table, members))
+        for line in baseline_lines(table):
+            typer.echo(line)
 
 
 @app.command(name="mlflow-sync")
@@ -378,13 +392,13 @@ def _placed(file: Path, work: Any) -> Any:
 def _conclude(table: StudyTable, root: RootPaths, seconds: float) -> None:
     """The end of a run: what came out, where it lies, and what to do with it."""
     from lorafront.search.front import front_of
-    from lorafront.search.tables import failure_lines, front_table, reference_lines
+    from lorafront.search.tables import baseline_lines, failure_lines, front_table, reference_lines
 
     paths = root.search(table.search.name)
     members = front_of(table)
     if members:
         terminal().print(front_table(table, members))
-    for line in reference_lines(table):
+    for line in (*baseline_lines(table), *reference_lines(table)):
         typer.echo(line)
     typer.echo(f"{len(table.counted)} trials recorded; this run took {seconds // 60:.0f} min {seconds % 60:.0f} s")
     for line in failure_lines(table):

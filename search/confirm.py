@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lorafront.search.confirmation import Confirmation, confirmation, following, seeds_of
 from lorafront.search.front import front_of
@@ -116,7 +116,7 @@ def replicates(table: StudyTable, confirm: Confirm, held_out: str | None = None,
     seeds = seeds_of(table, MOST_SEEDS)  # any that a later call may ask for: a parameter of a study keeps its range
     share = search.resources.gpus_per_trial
     said = search.model_dump(mode="json")
-    changes = {
+    changes: dict[str, Any] = {
         "name": name_of(search.name),
         "confirms": search.name,
         "confirm": confirm.model_dump(),
@@ -128,6 +128,7 @@ def replicates(table: StudyTable, confirm: Confirm, held_out: str | None = None,
         "early_stopping": "off",
         "budget": {"trials": max(1, len(following(table, None, confirm.seeds))), "hours": confirm.hours},
         "start_points": {"recommended": False},
+        "baseline": None,  # it is compared with the front in the search itself
         "warm_start": [],
     }
     if apart:

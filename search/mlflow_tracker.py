@@ -24,6 +24,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lorafront.search.baseline import baseline_of
 from lorafront.search.front import front_of
 from lorafront.search.paths import RootPaths, SearchPaths
 from lorafront.search.search_file import SearchFile
@@ -278,6 +279,8 @@ class Projection:
             tags |= {"outcome": trial.outcome.value, "reason": trial.outcome.stored}
         if trial.result is not None and trial.result.error:
             tags["error"] = trial.result.error[-4000:]
+        if trial is baseline_of(table):
+            tags["baseline"] = "true"
         if trial.execution is not None:
             tags["execution"] = trial.execution.label
         tags |= {name: str(trial.measurements[name]) for name in TAGS if name in trial.measurements}

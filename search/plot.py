@@ -11,6 +11,7 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from lorafront.search.baseline import baseline_of
 from lorafront.search.front import axes_of, front_of, values
 from lorafront.search.study_table import StudyTable, TrialRecord
 from lorafront.search.tables import number
@@ -36,6 +37,10 @@ def plot_front(table: StudyTable, path: Path) -> None:
     _trials(axes, table, members, horizontal, vertical)
     if len(objectives) == 2:  # noqa: PLR2004  # with more, the front is no line in the plane
         _staircase(axes, members, horizontal, vertical)
+    own = baseline_of(table)
+    if own is not None and own.state == "COMPLETE":
+        x, y = values(own, [horizontal, vertical])
+        axes.scatter([x], [y], marker="*", s=190, color=INK, zorder=5, label="baseline")
     _decorate(axes, table, horizontal, vertical)
     _labels(axes, members, horizontal, vertical)
     path.parent.mkdir(parents=True, exist_ok=True)

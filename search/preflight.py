@@ -142,8 +142,8 @@ def _with_starts(ready: Prepared, root: RootPaths | None) -> Prepared:
             message = f"no configuration of the space fits; the first: {ready.breaks(some[0])}"
             raise InvalidInput([Problem(("resources",), message)])
     overlap = overlap_on(list(ready.facts.linears), ready.resolved)
-    around = Surroundings(space, defaults, overlap, ready.canonical, ready.breaks)
-    first = starts(search.start_points, around, search.budget.trials)
+    around = Surroundings(space, defaults, overlap, ready.canonical, ready.breaks, ready.too_large)
+    first = starts(search.start_points, around, search.budget.trials, search.baseline)
     problems += first.problems
     warm = WarmStart()
     try:
@@ -248,7 +248,8 @@ def _settled(
     folded = {name: first[found.names] for name, found in resolved.items()}
     points = [_settled_point(point, folded, values_of(space.bias)) for point in search.start_points.points]
     start_points = search.start_points.model_copy(update={"points": points})
-    return search.model_copy(update={"space": space, "start_points": start_points})
+    baseline = search.baseline and _settled_point(search.baseline, folded, values_of(space.bias))
+    return search.model_copy(update={"space": space, "start_points": start_points, "baseline": baseline})
 
 
 def _settled_point(point: StartPoint, folded: Mapping[str, str], biases: list[str]) -> StartPoint:

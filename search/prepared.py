@@ -177,9 +177,12 @@ class Prepared:
 
     def breaks(self, lora: LoraConfiguration) -> str:
         """Why a configuration is in vain: a limit that it is known to break, or memory; empty where it is not."""
-        broken = broken_limit(self.search.limits, self.known_before(lora))
+        return broken_limit(self.search.limits, self.known_before(lora)) or self.too_large(lora)
+
+    def too_large(self, lora: LoraConfiguration) -> str:
+        """Why no device has the memory for it; empty where one has, or that is not predicted."""
         predicted = self.predicted(lora) if self.bounded else None
-        return broken or (self.placement.too_large(lora.quantization, predicted.needed) if predicted else "")
+        return self.placement.too_large(lora.quantization, predicted.needed) if predicted else ""
 
     def same_modules(self, module_set: str) -> str:
         """The module set of this space that means the same on this model; itself where there is none."""

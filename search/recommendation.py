@@ -187,7 +187,7 @@ def _how_sure(trial: TrialRecord, confirmed: Confirmation | None) -> list[str]:
     if not confirmed or not entry:
         if _source(trial) == IMPORTED:
             return ["the numbers are those of an imported table; none was measured here, and their noise is not known"]
-        return ["each was trained once, with one seed; a small difference may be its noise: confirm it"]
+        return ["each was trained once, with one seed; a small difference may be its noise (`lorafront confirm` tells)"]
     return how_sure(confirmed, trial.number)
 
 

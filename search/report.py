@@ -16,13 +16,14 @@ from markupsafe import Markup
 from ruamel.yaml import YAML
 
 from lorafront.search import budget, recommendation, report_figures
+from lorafront.search.baseline import standing
 from lorafront.search.confirmation import Confirmation, as_confirmed
 from lorafront.search.confirmation_report import chance, verdict, with_interval
 from lorafront.search.confirmation_report import lines as confirmation_lines
 from lorafront.search.front import front_of, values
 from lorafront.search.importance import importances
 from lorafront.search.study_table import StudyTable
-from lorafront.search.tables import number, reference_lines, short, summary
+from lorafront.search.tables import baseline_lines, number, reference_lines, short, summary, to_baseline
 from lorafront.spaces.errors import InvalidInput, NoFront
 
 PACKAGES = ("lorafront", "ray", "optuna", "torch", "transformers", "peft", "bitsandbytes", "datasets", "mlflow")
@@ -71,7 +72,7 @@ def as_html(table: StudyTable, confirmed: Confirmation | None = None) -> str:
         recommended=recommended(table, confirmed),
         front=front_rows(table),
         confirmed=confirmed_rows(confirmed) if confirmed else None,
-        references=reference_lines(table),
+        references=[*baseline_lines(table), *reference_lines(table)],
         figures=figures,
         ends=ends(table),
         notes=table.notes,
@@ -165,10 +166,13 @@ def front_rows(table: StudyTable) -> dict[str, Any]:
     headings = [{"text": "trial", "number": True}, {"text": "configuration", "number": False}]
     headings += [{"text": text, "number": True} for text in ("learning rate", "dropout")]
     headings += [{"text": f"{o.label} {f'({o.unit})' if o.unit else ''}".strip(), "number": True} for o in objectives]
+    own = standing(table)
+    headings += [{"text": "to baseline", "number": True}] if own else []
     rows = [
         [
             str(trial.number), trial.lora.label, f"{trial.lora.learning_rate:.3g}", f"{trial.lora.dropout:.3g}",
             *(number(v, o) for v, o in zip(values(trial, objectives), objectives, strict=True)),
+            *([to_baseline(trial, own.trial, objectives)] if own else []),
         ]
         for trial in front_of(table)
     ]  # fmt: skip
@@ -181,7 +185,7 @@ def confirmed_rows(found: Confirmation) -> dict[str, Any]:
     headings = [{"text": "trial", "number": True}, {"text": "configuration", "number": False}]
     measured = [f"{o.label} {f'({o.unit})' if o.unit else ''}".strip() for o in objectives]
     headings += [{"text": text, "number": True} for text in ("seeds", *measured)]
-    headings += [{"text": "on the front", "number": True}, {"text": "", "number": False}]
+    headings += [{"text": "chance of being on the front", "number": True}, {"text": "", "number": False}]
     rows = [
         [
             str(entry.trial.number), entry.trial.lora.label, str(entry.seeds),

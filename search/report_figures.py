@@ -14,6 +14,7 @@ import numpy as np
 import plotly.graph_objects as go
 from moocore import hypervolume
 
+from lorafront.search.baseline import baseline_of
 from lorafront.search.confirmation import Confirmation, Confirmed
 from lorafront.search.confirmation_report import chance, with_interval
 from lorafront.search.front import axes_of, front_of, values
@@ -55,6 +56,10 @@ def front_figure(table: StudyTable) -> go.Figure | None:
     figure.add_trace(
         points.update(mode="markers" if several else "lines+markers", line={"color": FRONT, "shape": shape})
     )
+    baseline = baseline_of(table)
+    if baseline is not None and baseline in shown:
+        star = {"symbol": "star", "size": 16, "color": COLOURS[baseline.lora.quantization], "line": {"width": 1}}
+        figure.add_trace(_points(table, [baseline], horizontal, vertical, "baseline", star))
     _scale(figure.update_yaxes, [values(trial, [vertical])[0] for trial in shown])
     return figure
 

@@ -26,7 +26,7 @@ from lorafront.search.progress import Observer, Silent, last_line
 from lorafront.search.ray_cluster import RayCluster, one_for_each_core, workers
 from lorafront.search.read_only import refuse_imported
 from lorafront.search.search_file import Budget, Confirm, SearchFile
-from lorafront.search.stopping import Never, Rungs, StoppingRule
+from lorafront.search.stopping import Never, Rungs, Sparing, StoppingRule
 from lorafront.search.study_table import StudyTable, read_study
 from lorafront.search.watchdog import Watchdog, end_leftovers
 from lorafront.spaces.errors import Incomplete, InvalidInput, Problem, SearchExists
@@ -371,7 +371,12 @@ def _tuner(searcher: Any, scheduler: Any, stopper: Any, most: int, scratch: Path
 
 
 def make_rule(ledger: StudyLedger, table: StudyTable) -> StoppingRule:
-    """The stopping rule that the search names, told of all rungs so far."""
+    """The stopping rule that the search names, told of all rungs so far; a baseline is trained to the end."""
+    rule = _rule(ledger, table)
+    return rule if ledger.search.baseline is None else Sparing(rule, ledger.is_baseline)
+
+
+def _rule(ledger: StudyLedger, table: StudyTable) -> StoppingRule:
     search = ledger.search
     if search.early_stopping == "model":
         from lorafront.search.model_stopping import Model

@@ -150,6 +150,9 @@ class SearchFile(Section):
     resources: Resources = Resources()
     tracking: Tracking = Tracking()
     start_points: Annotated[StartPoints, BeforeValidator(_points)] = StartPoints()
+    baseline: StartPoint | None = Field(
+        default=None, description="the user's own recipe: runs first and to the end; the front is compared with it"
+    )
     warm_start: list[Annotated[str, BeforeValidator(_name)]] = Field(
         default_factory=list, description="earlier searches under the same root whose results teach the sampler"
     )
@@ -289,12 +292,20 @@ def parse_search(data: dict[str, Any]) -> SearchFile:
 
 
 def _points_outside(search: SearchFile, data: dict[str, Any]) -> Iterable[Problem]:
-    """The user's start points that the space does not have."""
+    """The user's start points, the baseline among them, that the space does not have."""
     given = data.get("start_points")
     section = ("start_points",) if isinstance(given, list) else ("start_points", "points")
     for index, point in enumerate(search.start_points.points):
         for key, message in outside(point, search.space, search.training.defaults()).items():
             yield Problem((*section, index, key), message)
+    if search.baseline is not None:
+        for key, message in outside(search.baseline, search.space, search.training.defaults()).items():
+            yield Problem(("baseline", key), message)
+
+
+def holds_secret(value: Any) -> bool:
+    """Whether text that looks like a password or a token stands anywhere in a value."""
+    return any(True for _ in _secrets(value, ()))
 
 
 def _secrets(value: Any, path: tuple[str | int, ...]) -> Iterable[Problem]:
@@ -384,7 +395,7 @@ def _keys_at(path: tuple[str | int, ...]) -> list[str]:
         return list(model.model_fields)
     if path[:2] == ("space", "alpha") and len(path) == 2:  # noqa: PLR2004  # the alpha mapping itself
         return [*AlphaRatio.model_fields, *AlphaAbsolute.model_fields, *Range.model_fields]
-    if path[0] == "start_points":
+    if path[0] in {"start_points", "baseline"}:
         return list((PointAlpha if path[-1] == "alpha" else StartPoint).model_fields)
     if path[0] == "objectives":
         return list(FunctionObjective.model_fields)

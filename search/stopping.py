@@ -8,7 +8,7 @@ front spread. The best so far on any one objective, so also the cheapest, is nev
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -37,6 +37,19 @@ class Never:
         """False."""
         del number, rows, values
         return False
+
+
+class Sparing:
+    """A rule that never ends some trials; it hears of them all the same, so that others are compared with them."""
+
+    def __init__(self, rule: StoppingRule, spared: Callable[[int], bool]) -> None:
+        """Args: rule: for all others. spared: whether a trial, by number, goes on whatever the rule says."""
+        self._rule = rule
+        self._spared = spared
+
+    def stops(self, number: int, rows: int, values: Sequence[float]) -> bool:
+        """As the rule says, but never of a trial that is spared."""
+        return self._rule.stops(number, rows, values) and not self._spared(number)
 
 
 class Rungs:

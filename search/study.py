@@ -27,7 +27,7 @@ from lorafront.search.budget import Spent
 from lorafront.search.sampler_view import SamplerView
 from lorafront.search.search_end import SearchEnd
 from lorafront.search.search_file import Budget, SearchFile
-from lorafront.search.start_points import Start
+from lorafront.search.start_points import BASELINE, Start
 from lorafront.search.warm_start import Observation, value_of
 from lorafront.spaces.errors import StateUnreadable
 from lorafront.spaces.lora import LoraConfiguration
@@ -105,6 +105,7 @@ class StudyLedger:
         self.end = self._read_end()
         self._ids = {trial.number: trial._trial_id for trial in trials}  # noqa: SLF001  # Optuna has no public name for it
         self._starts: list[Start] = []
+        self._baseline = ""  # its fingerprint
         self.epoch = int(self.study.user_attrs.get(study_table.EPOCH, 0))
         for trial in trials:
             self._remember(trial)
@@ -226,9 +227,14 @@ class StudyLedger:
     def _take_up_starts(self) -> None:
         """Those that no trial has yet: a driver may have died between any two of them."""
         kept = [Start(**raw) for raw in self.study.user_attrs.get(study_table.STARTS, ())]
+        self._baseline = next((start.fingerprint for start in kept if start.label == BASELINE), "")
         self._starts = [
             start for start in kept if self._configuration(FixedTrial(start.params)).fingerprint not in self.known
         ]
+
+    def is_baseline(self, number: int) -> bool:
+        """Whether a trial is the user's own recipe."""
+        return bool(self._baseline) and self.configurations[number].fingerprint == self._baseline
 
     @property
     def warmed(self) -> bool:

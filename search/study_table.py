@@ -20,6 +20,7 @@ from pydantic_core import from_json
 from lorafront.search.budget import Spent, limit_reached
 from lorafront.search.search_end import SearchEnd
 from lorafront.search.search_file import SearchFile
+from lorafront.search.start_points import Start
 from lorafront.spaces.errors import StateUnreadable
 from lorafront.spaces.lora import LoraConfiguration
 from lorafront.trainables.execution import Execution
@@ -127,6 +128,7 @@ class StudyTable:
         warmed: the results of the searches that `warm_start` names are in it.
         seconds: that drivers have lived, all together.
         gpu_seconds: of attempts at trials, each times its share.
+        starts: what was to be tried first.
     """
 
     search: SearchFile
@@ -140,6 +142,7 @@ class StudyTable:
     warmed: bool = False
     seconds: float = 0.0
     gpu_seconds: float = 0.0
+    starts: tuple[Start, ...] = ()
 
     @cached_property
     def counted(self) -> tuple[TrialRecord, ...]:
@@ -204,7 +207,9 @@ def read_study(path: Path) -> StudyTable:
         SearchEnd.of(end) if end else None,
         json.loads(attributes.get(DATA, "{}")),
         WARMED in attributes,
-        *(json.loads(attributes.get(name, "0")) for name in (LIVED, GPU)),
+        json.loads(attributes.get(LIVED, "0")),
+        json.loads(attributes.get(GPU, "0")),
+        tuple(Start(**raw) for raw in json.loads(attributes.get(STARTS, "[]"))),
     )
 
 

@@ -13,7 +13,8 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from lorafront.search import budget
-from lorafront.search.front import front_of, values
+from lorafront.search.baseline import IN_PERCENT, baseline_of, differences, standing
+from lorafront.search.front import axes_of, front_of, values
 from lorafront.search.paths import RootPaths
 from lorafront.search.rungs import rank_correlations
 from lorafront.search.study_table import StudyTable, TrialRecord, read_study
@@ -55,12 +56,16 @@ def front_table(table: StudyTable, members: Sequence[TrialRecord]) -> Table:
         shown.add_column(SHORT.get(name, name), justify="right", no_wrap=True)
     for objective in objectives:
         shown.add_column(heading(objective, len(objectives)), justify="right", style="bold", no_wrap=True)
+    baseline = _measured_baseline(table)
+    if baseline is not None:
+        shown.add_column("to baseline", justify="right")
     for trial in members:
         run_as = [f"as {trial.execution.label}"] if trial.execution else []
         label = " ".join([trial.lora.label, *(f"{SHORT.get(n, n)} {_cell(trial.lora, n)}" for n in beside), *run_as])
         numbers = [
             number(value, objective) for value, objective in zip(values(trial, objectives), objectives, strict=True)
         ]
+        numbers += [] if baseline is None else [to_baseline(trial, baseline, objectives)]
         shown.add_row(str(trial.number), label, *(_cell(trial.lora, name) for name in columns), *numbers)
     if constant:
         shown.caption = "everywhere: " + ", ".join(f"{SHORT.get(k, k)} {v}" for k, v in constant.items())
@@ -126,15 +131,11 @@ def summary(table: StudyTable, *, markdown: bool = False) -> str:
     spent = budget.shown(table.search.budget, table.spent)
     lines = [f"{table.search.name}: {spent}; {model} on {data}"]
     lines += [f"{count} x {outcome.value}" for outcome, count in ends.most_common() if outcome is not None]
-    lines += reference_lines(table)
+    lines += [*reference_lines(table), *baseline_lines(table)]
     lines += correlation_lines(table)
     lines.append(f"front: {len(members)} configuration{'' if len(members) == 1 else 's'}")
     for trial in members:
-        shown = ", ".join(
-            f"{objective.label} {number(value, objective)} {objective.unit}".rstrip()
-            for value, objective in zip(values(trial, objectives), objectives, strict=True)
-        )
-        lines.append(f"trial {trial.number}: {trial.lora.label} ({shown})")
+        lines.append(f"trial {trial.number}: {trial.lora.label} ({measured_text(trial, objectives)})")
     if members and table.search.imported is None:
         lines.append(f"export: lorafront export {table.search.name} --out DIR")
     return "\n".join(f"- {line}" for line in lines) if markdown else "\n".join(lines)
@@ -168,6 +169,54 @@ def reference_lines(table: StudyTable) -> list[str]:
     return lines
 
 
+def baseline_lines(table: StudyTable) -> list[str]:
+    """Where the user's own recipe stands, a line; nothing where the search has none."""
+    if table.search.baseline is None:
+        return []
+    found, trial = standing(table), baseline_of(table)
+    if trial is None:
+        return ["baseline: not begun"]
+    if found is None:
+        ended = trial.outcome.value if trial.outcome else trial.state.lower()
+        return [f"baseline trial {trial.number}: {ended}; nothing is compared with it"]
+    objectives = table.search.objective_list
+    two = len(objectives) == 2  # noqa: PLR2004  # for which there are words
+    every, some = ("both", "one and equal in the other") if two else ("all", "some and equal in the rest")
+    said = [f"beaten in {every} by {_trials(found.beaten)}"] if found.beaten else []
+    said += [f"beaten in {some} by {_trials(found.matched)}"] if found.matched else []
+    said += [f"breaks a limit: {found.broken}"] if found.broken else []
+    said += ["on the front"] if found.on_front else [] if said else ["nobody beats it"]
+    return [f"baseline trial {trial.number}: {measured_text(trial, objectives)}; {'; '.join(said)}"]
+
+
+def _trials(numbers: Sequence[int]) -> str:
+    return f"trial{'' if len(numbers) == 1 else 's'} {', '.join(map(str, numbers))}"
+
+
+def measured_text(trial: TrialRecord, objectives: Sequence[Objective]) -> str:
+    """The objectives of a trial with their names and units."""
+    pairs = zip(values(trial, objectives), objectives, strict=True)
+    return ", ".join(f"{o.label} {number(value, o)} {o.unit}".rstrip() for value, o in pairs)
+
+
+def to_baseline(trial: TrialRecord, baseline: TrialRecord, objectives: Sequence[Objective]) -> str:
+    """What a trial has more than the baseline of the first quality and the first cost."""
+    if trial.number == baseline.number:
+        return "is it"
+    cost, quality = axes_of(objectives)
+    more = differences(trial, baseline, (quality, cost))
+    return ", ".join(
+        f"{more[o.name]:+.1f}%" if o.name in IN_PERCENT else f"{more[o.name]:+.2g}"
+        for o in (quality, cost)
+        if o.name in more
+    )
+
+
+def _measured_baseline(table: StudyTable) -> TrialRecord | None:
+    found = standing(table)
+    return None if found is None else found.trial
+
+
 def correlation_lines(table: StudyTable) -> list[str]:
     """How far the order of the trials at each rung is their order at the end; nothing where few came so far."""
     first = table.search.objective_list[:1]
@@ -193,17 +242,19 @@ def trials_table(table: StudyTable, *, driven: bool = True) -> Table:
     shown = Table(title=f"Trials of {table.search.name}", title_justify="left", caption_justify="left", **COMPACT)
     trial_columns(shown, objectives)
     members = {trial.number for trial in front_of(table)}
+    baseline = baseline_of(table)
     kept = table.trials
     if len(table.trials) > MOST_TRIALS:
-        always = members | {trial.number for trial in table.running}
+        always = members | {trial.number for trial in (*table.running, *([baseline] if baseline else []))}
         newest = {trial.number for trial in table.trials[-MOST_TRIALS:]}
         kept = tuple(trial for trial in table.trials if trial.number in always | newest)
         shown.caption = f"{len(table.trials) - len(kept):,} older trials are left out; --json has all"
     for trial in kept:
         unended = trial.state.lower() if driven or trial.state != "RUNNING" else "paused"
         state = "front" if trial.number in members else trial.outcome.stored if trial.outcome else unended
+        label = f"baseline: {trial.lora.label}" if trial is baseline else trial.lora.label
         shown.add_row(
-            str(trial.number), trial.lora.label, str(trial.last.rows if trial.last else 0),
+            str(trial.number), label, str(trial.last.rows if trial.last else 0),
             *cells(trial.measurements, objectives), state.replace("_", " "),
         )  # fmt: skip
     return shown
@@ -211,6 +262,7 @@ def trials_table(table: StudyTable, *, driven: bool = True) -> Table:
 
 def trial_rows(table: StudyTable) -> list[dict[str, Any]]:
     """Every trial with all that is known of it, as `status --json` prints it."""
+    baseline = baseline_of(table)
     return [
         {
             "trial": trial.number,
@@ -220,6 +272,7 @@ def trial_rows(table: StudyTable) -> list[dict[str, Any]]:
             "rows": trial.last.rows if trial.last else 0,
             "measurements": trial.measurements,
             "error": trial.result.error if trial.result else "",
+            **({"baseline": True} if trial is baseline else {}),
         }
         for trial in table.trials
     ]

@@ -1,9 +1,10 @@
-"""Which members of the front still stand there with a peak that was only predicted."""
+"""Which members of the front still stand there with a peak that was only predicted; so also the baseline."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from lorafront.search.baseline import baseline_of
 from lorafront.search.front import front_of
 from lorafront.trainables.session import PREDICTED
 
@@ -22,10 +23,14 @@ def to_measure(table: StudyTable, prepared: Prepared) -> dict[int, TrialConfig]:
         table: the study as it stands.
         prepared: the search.
     """
+    baseline = baseline_of(table)
+    compared = {trial.number: trial for trial in (*front_of(table), *([baseline] if baseline else []))}
     waiting = [
         trial
-        for trial in front_of(table)
-        if trial.measurements.get("peak_vram_source") == PREDICTED and trial.standalone is None
+        for trial in compared.values()
+        if trial.state == "COMPLETE"
+        and trial.measurements.get("peak_vram_source") == PREDICTED
+        and trial.standalone is None
     ]
     for trial in waiting:
         if trial.execution is not None:

@@ -22,6 +22,7 @@ Position = tuple[int, int]
 MAX_BYTES = 1_000_000
 MAX_DEPTH = 50
 MAX_NODES = 20_000  # after aliases are followed; a few lines of nested aliases make billions
+TOO_MANY = "too many values or aliases"
 _PREFIX = "tag:yaml.org,2002:"
 
 
@@ -130,7 +131,7 @@ class _Reader:
             return self._wrong(path, "an alias must not contain itself")
         if self._nodes > MAX_NODES:
             if self._nodes == MAX_NODES + 1:
-                self._wrong(path, "too many values or aliases")
+                self._wrong(path, TOO_MANY)
             return None
         tag = self._tagged.get((node.start_mark.line, node.start_mark.column))
         if tag is not None:

@@ -17,6 +17,7 @@ from lorafront.search.cli import main
 from lorafront.search.paths import RootPaths
 from lorafront.search.search_file import parse_search
 from lorafront.search.study import StudyLedger
+from lorafront.search.study_table import read_study
 from lorafront.trainables.outcome import Outcome
 from lorafront.trainables.toy import ToySession
 from lorafront.trainables.trial import Report
@@ -199,6 +200,76 @@ def test_init_writes_a_file_that_is_valid(run: Run, tmp_path: Path) -> None:
     assert not (tmp_path / "other.yaml").exists()
 
 
+MINE = """base_model: {model}
+adapter: lora
+datasets: [{{path: {data}, type: completion}}]
+val_set_size: 8
+sequence_len: 32
+lora_r: 6
+lora_alpha: 12
+lora_target_modules: [q_proj, v_proj]
+micro_batch_size: 4
+max_steps: 8
+learning_rate: 0.00003
+bf16: auto
+sample_packing: true
+"""
+
+
+def test_init_begins_with_a_recipe(run: Run, tmp_path: Path) -> None:
+    """What has no counterpart is printed and stands in the file; what is asked for comes before the recipe."""
+    from lorafront.search.search_file import read_search_file
+
+    (tmp_path / "axolotl.yml").write_text(MINE.format(model="m", data="d.txt"))
+    code, out, _ = run("init", "mine.yaml", "--from", "axolotl.yml", "--model", "other")
+    assert code == 0
+    assert out.splitlines()[0] == "axolotl.yml is read as a recipe of axolotl; what it trains is the baseline"
+    assert out.splitlines()[-2:] == ["  sample_packing: true", "wrote mine.yaml; next: lorafront check mine.yaml"]
+    assert "#   sample_packing: true" in (tmp_path / "mine.yaml").read_text()
+    search = read_search_file(tmp_path / "mine.yaml")
+    assert (search.model.name, search.data.path, search.data.eval_rows) == ("other", "d.txt", 8)
+    code, _, err = run("init", "other.yaml", "--from", "mine.yaml")
+    assert code == 2
+    assert "mine.yaml is a search file already" in err
+    assert not (tmp_path / "other.yaml").exists()
+
+
+def test_a_recipe_from_init_to_the_front(run: Run, ray_session: None, text_file: Path, tmp_path: Path) -> None:
+    """The search that `init` begins runs; the recipe is its first trial, and the front is compared with it."""
+    (tmp_path / "axolotl.yml").write_text(MINE.format(model=TINY_LLAMA, data=text_file))
+    assert run("init", "mine.yaml", "--from", "axolotl.yml")[0] == 0
+    text = (tmp_path / "mine.yaml").read_text().replace("budget: {trials: 32}", "budget: {trials: 4}")
+    text = text.replace("# train_rows: 2000      # without it all", "train_rows: 64").replace(
+        "high: 0.001", "high: 0.02"
+    )
+    (tmp_path / "mine.yaml").write_text(text)
+    code, out, err = run("check", "mine.yaml")
+    assert code == 0, err
+    assert "# start point baseline: r6 a12 query+value bf16 lr 3e-05" in out
+    code, out, err = run("run", "mine.yaml")
+    assert code == 0, err
+    assert "baseline trial 0: perplexity" in out
+    found = json.loads(run("status", "mine", "--json")[1])
+    assert [trial["trial"] for trial in found if trial.get("baseline")] == [0]
+    assert (found[0]["outcome"], found[0]["params"]["rank"], found[0]["rows"]) == ("complete", 6, 32)
+    assert "baseline: r6 a12" in " ".join(run("status", "mine")[1].split())
+    code, out, _ = run("pareto", "mine")
+    assert "to baseline" in " ".join(out.split())
+    assert "baseline trial 0: perplexity" in out.splitlines()[-1]
+    for member in json.loads(run("pareto", "mine", "--json")[1]):
+        own = found[0]["measurements"]["perplexity"]
+        assert member["to_baseline"]["trial"] == 0
+        percent = 100 * (member["values"]["perplexity"] / own - 1)
+        assert member["to_baseline"]["percent"]["perplexity"] == pytest.approx(percent)
+    assert run("export", "mine", "--out", "out", "--trial", "0")[0] == 0
+    code, out, err = run(
+        "init", "again.yaml", "--from", "out/trial-00000", "--data", str(text_file), "--format", "text"
+    )
+    assert code == 0, err
+    assert "out/trial" not in out
+    assert run("check", "again.yaml")[0] == 0
+
+
 def test_check_prints_the_resolved_file(run: Run, text_file: Path, tmp_path: Path) -> None:
     """`check` prints a file that is valid itself, the size of the space, and leaves nothing behind."""
     from lorafront.search.search_file import read_search_file
@@ -292,3 +363,24 @@ def test_a_plan_of_a_file_says_where_the_file_is_wrong(run: Run, tmp_path: Path)
     assert "model: ./llama-3.1-8b does not exist" in err
     assert "Shipped architectures: bert-base, gpt2" in err
     assert run("plan")[0] == 2
+
+
+def test_a_file_that_asks_for_it_is_confirmed_when_its_search_has_ended(
+    ray_session: None, run: Run, text_file: Path, tmp_path: Path
+) -> None:
+    """`confirm: 2` is two seeds each; `resume` of the replicates and a second `confirm` find nothing to do."""
+    (tmp_path / "asks.yaml").write_text(
+        f"name: asks\nmodel: {TINY_LLAMA}\ndata: {{path: {text_file}, max_length: 32, train_rows: 64, eval_rows: 8}}\n"
+        "space: {rank: [2, 4], quantization: bf16, modules: attention, bias: none}\nbudget: {trials: 3}\nconfirm: 2\n",
+        encoding="utf-8",
+    )
+    code, out, err = run("run", "asks.yaml", "--engine", "toy")
+    assert code == 0, err
+    assert "trained again with other seeds" in out
+    shown = json.loads(run("pareto", "asks", "--confirmed", "--json")[1])
+    assert shown["kept"]
+    assert all(entry["seeds"] == 2 for entry in shown["kept"])
+    own = read_study(Path("runs/asks-confirm/study.db"))
+    assert run("resume", "asks-confirm", "--engine", "toy")[0] == 0
+    assert json.loads(run("confirm", "asks", "--engine", "toy", "--json")[1]) == shown
+    assert read_study(Path("runs/asks-confirm/study.db")).trials == own.trials
