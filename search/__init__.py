@@ -2,10 +2,11 @@
 
 From Python:
 
-    from pathlib import Path
-    from lorafront.search import RootPaths, front_of, read_search_file, run_search
-    study = run_search(read_search_file(Path("search.yaml")), root=RootPaths(Path("runs")))
-    for trial in front_of(study): print(trial.number, trial.lora, trial.measurements)
+    from lorafront.search import Search, load
+    print(Search("search.yaml").run().front)   # a pandas frame
+    load("search").recommend("8GB").trial.lora
+
+What is under that: `run_search`, `front_of`, `export_front` and the other names below.
 
 The names below are loaded when they are asked for: importing this package imports neither Ray nor torch.
 """
@@ -16,11 +17,14 @@ import importlib
 from typing import Any
 
 _EXPORTED = {
+    "Results": "results",
     "RootPaths": "paths",
+    "Search": "results",
     "SearchFile": "search_file",
     "StudyTable": "study_table",
     "export_front": "export",
     "front_of": "front",
+    "load": "results",
     "parse_search": "search_file",
     "read_search_file": "search_file",
     "read_study": "study_table",

@@ -150,9 +150,11 @@ def stop(
     root: Root = None,
 ) -> None:
     """Stop a search that runs: no new trials, those that run leave at their next rung; `resume` goes on."""
+    from lorafront.search.read_only import refuse_imported
     from lorafront.search.requests import Request, send
 
     table, paths = study_of(name, root)
+    refuse_imported(table.search, "stop")
     if trial is not None and now:
         raise InvalidInput("a single trial ends at its next rung; give --trial or --now")
     if trial is not None and trial not in {running.number for running in table.running}:
@@ -178,11 +180,13 @@ def extend(
 ) -> None:
     """Give a search more budget and go on with it; one that runs just goes on."""
     from lorafront.search.budget import extended, shown
+    from lorafront.search.read_only import refuse_imported
     from lorafront.search.requests import Request, send
     from lorafront.search.run import resume_search
 
     start = time.monotonic()
     table, paths = study_of(name, root)
+    refuse_imported(table.search, "extend")
     asked = {"trials": trials, "gpu_hours": gpu_hours, "hours": hours}
     more = {limit: value for limit, value in asked.items() if value is not None}
     budget = extended(table.search.budget, more, table.spent)
@@ -224,7 +228,9 @@ def status(name: Name, root: Root = None, as_json: Json = False) -> None:
     typer.echo(summary(table))
     for line in failure_lines(table):
         typer.echo(line)
-    if driven:
+    if table.search.imported is not None:
+        typer.echo(f"read-only: its results were imported from {table.search.imported}")
+    elif driven:
         typer.echo("a process runs this search now")
     elif table.over:
         typer.echo(f"the budget is spent: {table.over}; more of it with: lorafront extend {name}")
@@ -284,9 +290,11 @@ def mlflow_sync(name: Name, root: Root = None) -> None:
     """Write the MLflow runs of a search from its study, or bring them up to date."""
     from lorafront.search.mlflow_tracker import open_tracking, shown, sync
     from lorafront.search.ownership import owned
+    from lorafront.search.read_only import refuse_imported
 
     paths = searches_under(root)
     table, search_paths = study_of(name, root)
+    refuse_imported(table.search, "write to MLflow")
     tracking = open_tracking(table.search, paths)
     if tracking.problem:
         raise InvalidInput(tracking.problem)

@@ -53,9 +53,11 @@ def recommend(
     for line in recommendation.lines(found, known):
         typer.echo(textwrap.fill(line, 80, subsequent_indent="  "))
     terminal().print(recommendation.tiers_table(found))
-    typer.echo(
-        f"export:  lorafront export {name} --trial {found.trial.number} --out DIR" + (f" --root {root}" if root else "")
-    )
+    if table.search.imported is None:
+        typer.echo(
+            f"export:  lorafront export {name} --trial {found.trial.number} --out DIR"
+            + (f" --root {root}" if root else "")
+        )
 
 
 @app.command()
@@ -123,7 +125,44 @@ def report(
     write_text(file, as_html(table, known))
     write_text(file.with_suffix(".md"), as_markdown(table, known))
     typer.echo(f"{file}\n{file.with_suffix('.md')}")
-    if file == paths.report_html:
+    if file == paths.report_html and table.search.imported is None:
         typer.echo(
             f"MLflow's parent run gets both with: lorafront mlflow-sync {name}" + (f" --root {root}" if root else "")
         )
+
+
+@app.command(name="import-results")
+def import_results(
+    file: Annotated[Path, typer.Argument(help="Table of results: CSV, TSV, JSON lines.")],
+    name: Annotated[str, typer.Option(help="Name of the new search.")],
+    columns: Annotated[
+        list[str] | None,
+        typer.Option("--map", help="OURS=THEIRS, as in rank=lora_r,perplexity=val_ppl [the usual names]."),
+    ] = None,
+    loss: Annotated[str | None, typer.Option(help="Column whose exponential is the perplexity.")] = None,
+    model: Annotated[str | None, typer.Option(help="Model of the rows [the table's].")] = None,
+    vram_unit: Annotated[
+        str | None, typer.Option(help="Of peak memory: GB, MB, bytes, or a number of bytes [as its column is called].")
+    ] = None,
+    objectives: Annotated[str | None, typer.Option(help="Axes of the front, with commas [all, four at most].")] = None,
+    replicates: Annotated[
+        bool, typer.Option("--replicates", help="Rows that repeat a configuration are replicates of it.")
+    ] = False,
+    root: Root = None,
+) -> None:
+    """Make a read-only search from a table of anybody's results, to choose from it and report on it."""
+    from lorafront.search.import_results import Reading
+    from lorafront.search.import_results import import_results as imported
+
+    pairs = [pair.strip() for given in columns or () for pair in given.split(",")]
+    for pair in pairs:
+        if not all(part.strip() for part in pair.partition("=")):
+            raise InvalidInput(f"--map takes OURS=THEIRS (got {pair!r})")
+    chosen = {ours.strip(): theirs.strip() for ours, _, theirs in (pair.partition("=") for pair in pairs)}
+    axes = [axis.strip() for axis in objectives.split(",")] if objectives else []
+    reading = Reading(chosen, loss, model, vram_unit, axes, replicates)
+    table = imported(file, name, searches_under(root), reading)
+    for note in table.notes:
+        typer.echo(textwrap.fill(note, 80, subsequent_indent="  "))
+    option = f" --root {root}" if root else ""
+    typer.echo(f"choose:  lorafront recommend {name}{option}; lorafront report {name}{option}")

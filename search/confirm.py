@@ -14,6 +14,7 @@ from lorafront.search.confirmation import Confirmation, confirmation, following,
 from lorafront.search.front import front_of
 from lorafront.search.ownership import is_driven
 from lorafront.search.paths import RootPaths
+from lorafront.search.read_only import refuse_imported
 from lorafront.search.search_file import MOST_SEEDS, Confirm, SearchFile
 from lorafront.search.study_table import StudyTable, read_study
 from lorafront.spaces.errors import InvalidInput, NoFront, SearchExists, SearchNotFound, SearchOwned
@@ -61,6 +62,7 @@ def confirm_search(
     if is_driven(paths):
         raise SearchOwned(f"search {name!r} is being run; confirm it when it has ended")
     table = read_study(paths.study_db)
+    refuse_imported(table.search, "confirm")
     if table.search.confirms is not None:
         raise InvalidInput(f"{name} is itself a confirmation, of {table.search.confirms}")
     if not front_of(table):

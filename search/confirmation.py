@@ -15,6 +15,7 @@ from typing import Literal
 
 import numpy as np
 
+from lorafront.search.baseline import baseline_of
 from lorafront.search.front import axes_of, front_of, values
 from lorafront.search.replicates import RATIOS, Fit, beaten, fit, natural, scaled
 from lorafront.search.search_file import MOST_SEEDS
@@ -28,7 +29,7 @@ UNSURE = (0.05, 0.95)  # probabilities of being on the front between which a fur
 DRAWS, DRAWS_NEAR = 2000, 400
 TRIFLE_GIB, TRIFLE = 0.1, 0.02  # of memory: nobody chooses by less than 0.1 GiB, on tiny models by less than 2 %
 
-Role = Literal["front", "near the front"]
+Role = Literal["front", "near the front", "baseline"]
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Replicated:
 
     Attributes:
         trial: of the search.
-        role: whether it was on the search's front.
+        role: whether it was on the search's front; the user's recipe may have been, and is trained again in any case.
         results: complete replicates, by seed.
         lost: seeds with which it diverged or failed.
         running: seeds that have not ended.
@@ -61,13 +62,15 @@ class Confirmed:
 
     Attributes:
         trial: of the search.
-        role: whether it was on the search's front.
+        role: as in `Replicated`.
         seeds: complete replicates.
         lost: replicates that diverged or failed.
         values: by objective, the mean of the replicates (of perplexities the geometric one).
         intervals: by objective, the interval of that mean at 95 %; as wide as everything where one replicate is all.
         probability: that it is on the front.
         covers: trials that it makes needless: nowhere better than it by more than noise or a trifle.
+        to_baseline: how much larger its quality is than that of the user's recipe at the same seeds, on the scale of
+            the objective, and half the width of the interval; None where there is no such recipe, or this is it.
     """
 
     trial: TrialRecord
@@ -78,6 +81,7 @@ class Confirmed:
     intervals: Mapping[str, tuple[float, float]]
     probability: float
     covers: tuple[int, ...] = ()
+    to_baseline: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -172,16 +176,20 @@ def replicated(table: StudyTable, own: StudyTable | None) -> list[Replicated]:
         original = by_configuration.get(trial.lora.with_seed(None).fingerprint)
         if original is not None:
             replicates.setdefault(original.number, []).append(trial)
-    on_front = {trial.number for trial in front_of(table)}
+    roles: dict[int, Role] = dict.fromkeys(replicates, "near the front")
+    roles |= {trial.number: "front" for trial in front_of(table)}
+    own_recipe = baseline_of(table)
+    if own_recipe is not None:
+        roles[own_recipe.number] = "baseline"
     found = []
     for trial in table.complete:
-        if trial.number not in on_front | replicates.keys():
+        if trial.number not in roles:
             continue
         ended: Mapping[int, TrialRecord] = {t.lora.seed or 0: t for t in replicates.get(trial.number, ())}
         found.append(
             Replicated(
                 trial,
-                "front" if trial.number in on_front else "near the front",
+                roles[trial.number],
                 {seed: one for seed, one in ended.items() if _complete(one, table)},
                 frozenset(s for s, one in ended.items() if one.outcome is not None and not _complete(one, table)),
                 frozenset(seed for seed, one in ended.items() if one.outcome is None),
@@ -279,7 +287,12 @@ class _Judged:
             means[objective.name] = natural(mean, objective)
             ends = [natural(end, objective) if math.isfinite(end) else end for end in (mean - half, mean + half)]
             intervals[objective.name] = (ends[0], ends[1])
-        return Confirmed(member.trial, member.role, len(member.results), len(member.lost), means, intervals, share)
+        found = Confirmed(member.trial, member.role, len(member.results), len(member.lost), means, intervals, share)
+        own = next((one.trial.number for one in self.members if one.role == "baseline"), None)
+        if own is None or own == member.trial.number:
+            return found
+        quality = axes_of(self.objectives)[1]
+        return replace(found, to_baseline=self.fits[quality.name].difference(member.trial.number, own))
 
     def covers(self, one: int, other: int) -> bool:
         """True where trial `other` is nowhere better than `one` by more than noise or a trifle."""

@@ -10,6 +10,7 @@ from rich.table import Table
 from lorafront.search.confirmation import Confirmation, Confirmed
 from lorafront.search.front import values
 from lorafront.search.replicates import RATIOS
+from lorafront.search.study_table import VRAM
 from lorafront.search.tables import COMPACT, heading, number
 from lorafront.spaces.objectives import Objective
 
@@ -26,14 +27,17 @@ def confirmation_table(found: Confirmation) -> Table:
     shown.add_column("seeds", justify="right", no_wrap=True)
     for objective in objectives:
         shown.add_column(heading(objective, len(objectives)), justify="right", style="bold", no_wrap=True)
-    shown.add_column("on the front", justify="right")
-    shown.add_column("")
+    shown.add_column("chance", justify="right", no_wrap=True)
+    shown.add_column("", no_wrap=True)
     for entry in found.entries:
         cells = [with_interval(entry, objective) for objective in objectives]
         seeds = f"{entry.seeds}" + (f" of {entry.seeds + entry.lost}" if entry.lost else "")
         said = verdict(found, entry)
         shown.add_row(str(entry.trial.number), entry.trial.lora.label, seeds, *cells, chance(entry.probability), said)
-    shown.caption = "± is the 95 % interval of the mean over seeds; on rows that the search never saw"
+    shown.caption = (
+        "± is the 95 % interval of the mean over seeds, on rows that the search never saw;\n"
+        "chance is that of being on the front"
+    )
     return shown
 
 
@@ -50,12 +54,29 @@ def lines(found: Confirmation) -> list[str]:
     if found.bias.rows is not None and found.bias.luck is not None:
         line += f" ({_signed(found.bias.luck)} by luck of the seed, {_signed(found.bias.rows)} by other rows)"
     told.append(line)
+    told += [_to_baseline(found, entry) for entry in found.kept if entry.to_baseline is not None]
     if found.waiting:
         told.append(
             f"{found.waiting} replicate{'s are' if found.waiting > 1 else ' is'} still to come: "
             f"lorafront confirm {found.table.search.name}"
         )
     return told
+
+
+def _to_baseline(found: Confirmation, entry: Confirmed) -> str:
+    """What it has more than the user's recipe at the same seeds: of the quality, and of the peak where it is known."""
+    own = next(one for one in found.entries if one.role == "baseline")
+    more, half = entry.to_baseline or (0.0, 0.0)
+    quality = found.quality
+    if quality.name in RATIOS:
+        said = f"{100 * math.expm1(more):+.2g} ± {100 * math.expm1(half):.2g} %" if math.isfinite(half) else "unsure"
+    else:
+        said = f"{more:+.2g} ± {half:.2g}"
+    memory = [f", peak VRAM {entry.values[VRAM] - own.values[VRAM]:+.3g} GiB"] if VRAM in entry.values else []
+    return (
+        f"trial {entry.trial.number} against the baseline, trial {own.trial.number}: {quality.label} {said}"
+        + "".join(memory)
+    )
 
 
 def how_sure(found: Confirmation, number: int) -> list[str]:
@@ -77,8 +98,8 @@ def verdict(found: Confirmation, entry: Confirmed) -> str:
         by = next(one.trial.number for one in found.kept if entry.trial.number in one.covers)
         return f"as good: {by}"
     if entry in found.beaten:
-        return "beaten"
-    return "new" if entry.role != "front" else ""
+        return "baseline" if entry.role == "baseline" else "beaten"
+    return {"front": "", "near the front": "new", "baseline": "baseline"}[entry.role]
 
 
 def with_interval(entry: Confirmed, objective: Objective) -> str:
@@ -115,6 +136,11 @@ def as_json(found: Confirmation) -> dict[str, Any]:
             "estimated": estimated,
             "probability": entry.probability,
             "covers": list(entry.covers),
+            **(
+                {"to_baseline": [e if math.isfinite(e) else None for e in entry.to_baseline]}
+                if entry.to_baseline
+                else {}
+            ),
         }
 
     return {

@@ -8,6 +8,7 @@ from lorafront.search.doctor import Finding, examine, examine_runs
 from lorafront.search.mlflow_tracker import open_tracking, shown
 from lorafront.search.ownership import owned
 from lorafront.search.paths import RootPaths, SearchPaths
+from lorafront.search.read_only import refuse_imported
 from lorafront.search.study_table import StudyTable, read_study
 from lorafront.spaces.errors import SearchOwned
 
@@ -20,6 +21,7 @@ def consult(root: RootPaths, name: str, say: Callable[[str], None]) -> list[Find
         StateUnreadable: its study cannot be read.
     """
     paths = root.existing(name)
+    refuse_imported(read_study(paths.study_db).search, "check")
     try:
         with owned(paths):  # nobody writes meanwhile
             found, notes = _examined(root, paths, driven=False)

@@ -22,6 +22,7 @@ from lorafront.search.confirmation_report import how_sure
 from lorafront.search.front import as_json, front_of, values
 from lorafront.search.paths import RootPaths, SearchPaths
 from lorafront.search.placement import MACHINE, WORKER
+from lorafront.search.read_only import refuse_imported
 from lorafront.search.recipes import MERGED, RECIPES, ROWS, check_task, recipe_of, write_recipes, write_rows
 from lorafront.search.search_file import SearchFile
 from lorafront.search.study_table import StudyTable, TrialRecord, read_study
@@ -58,6 +59,7 @@ def export_front(paths: SearchPaths, out: Path, numbers: Sequence[int] = (), for
         StateUnreadable: an adapter's files are not what their manifest says.
     """
     table = read_study(paths.study_db)
+    refuse_imported(table.search, "export")
     chosen = _chosen(table, numbers)
     if not chosen:
         raise NoFront(f"search {paths.name!r} has no feasible trial at full fidelity yet")

@@ -23,7 +23,7 @@ from lorafront.search.tables import COMPACT, number
 from lorafront.spaces.errors import InvalidInput, NoFront
 from lorafront.spaces.objectives import OBJECTIVES, Objective
 from lorafront.spaces.sizes import GIB
-from lorafront.trainables.session import PREDICTED
+from lorafront.trainables.session import IMPORTED, PREDICTED
 
 LEAST_KNEE = 3  # members of a front: fewer bend nowhere
 
@@ -148,9 +148,13 @@ def _measured(trial: TrialRecord) -> bool:
     return isinstance(trial.measurements.get(VRAM), (int, float))
 
 
+def _source(trial: TrialRecord) -> str:
+    return str(trial.measurements.get("peak_vram_source", ""))
+
+
 def needs(trial: TrialRecord) -> str:
-    """In GiB, with a word where its peak was only predicted."""
-    said = " (predicted)" if trial.measurements.get("peak_vram_source") == PREDICTED else ""
+    """In GiB, with a word where its peak was only predicted, or read from a table."""
+    said = {PREDICTED: " (predicted)", IMPORTED: " (imported)"}.get(_source(trial), "")
     return f"{need(trial) / GIB:.2f}{said}"
 
 
@@ -181,7 +185,9 @@ def lines(found: Recommendation, confirmed: Confirmation | None = None) -> list[
 def _how_sure(trial: TrialRecord, confirmed: Confirmation | None) -> list[str]:
     entry = confirmed and confirmed.of(trial.number)
     if not confirmed or not entry:
-        return ["each was trained once, with one seed; a small difference may be its noise: confirm it"]
+        if _source(trial) == IMPORTED:
+            return ["the numbers are those of an imported table; none was measured here, and their noise is not known"]
+        return ["trained once, with one seed: a small difference may be noise (confirm tells)"]
     return how_sure(confirmed, trial.number)
 
 

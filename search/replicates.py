@@ -10,6 +10,7 @@ Shape legend: m and n configurations, k objectives, s draws.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -20,6 +21,7 @@ from lorafront.spaces.objectives import Objective
 
 LEVEL = 0.95
 DRAWS = 2000
+LARGEST = math.log(sys.float_info.max)
 RATIOS = frozenset({"perplexity", "train_seconds", "tokens_per_second"})  # their noise is a part of their value
 
 
@@ -29,8 +31,10 @@ def scaled(value: float, objective: Objective) -> float:
 
 
 def natural(value: float, objective: Objective) -> float:
-    """The inverse of `scaled`."""
-    return math.exp(value) if objective.name in RATIOS else value
+    """The inverse of `scaled`; infinite where no float is as large."""
+    if objective.name not in RATIOS:
+        return value
+    return math.exp(value) if value < LARGEST else math.inf
 
 
 @dataclass(frozen=True)
@@ -77,7 +81,7 @@ class Fit:
 
     def draw(self, generator: np.random.Generator, draws: int = DRAWS) -> np.ndarray:
         """float64[s, m]: levels as they may be, given what was seen (a flat prior)."""
-        if self.paired_freedom == 0:
+        if self.paired_freedom == 0 or self.noise == 0:
             return np.tile(self.levels, (draws, 1))
         noise = self.noise * np.sqrt(self.paired_freedom / generator.chisquare(self.paired_freedom, size=(draws, 1)))
         root = np.linalg.cholesky(self.covariance + 1e-12 * np.eye(len(self.numbers)))
@@ -105,6 +109,10 @@ def fit(replicates: Mapping[int, Mapping[int, float]]) -> Fit:
     paired_freedom = len(seen) - int(np.linalg.matrix_rank(design))
     if paired_freedom == 0:  # one configuration alone, or seeds that only one of them had
         design, paired_freedom = own, freedom
+    if all(len(set(replicates[number].values())) == 1 for number in numbers):  # to the last digit, as costs mostly are
+        means = np.array([next(iter(replicates[number].values())) for number in numbers])
+        nothing = np.zeros((len(numbers), len(numbers)))
+        return Fit(numbers, counts, means, 0.0, float(freedom), means, nothing, 0.0, freedom)
     solution = np.linalg.lstsq(design, values, rcond=None)[0]
     left = float(((values - design @ solution) ** 2).sum())
     m = len(numbers)

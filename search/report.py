@@ -65,6 +65,7 @@ def as_html(table: StudyTable, confirmed: Confirmation | None = None) -> str:
     ]  # fmt: skip
     return template.render(
         name=search.name,
+        imported=search.imported,
         model=short(search.model.name),
         data=short(search.data.path),
         spent=budget.shown(search.budget, table.spent),
@@ -91,9 +92,17 @@ def as_markdown(table: StudyTable, confirmed: Confirmation | None = None) -> str
     if confirmed:
         known = confirmed_rows(confirmed)
         lines += ["", "## With other seeds", "", *_markdown(known), "", *(f"- {line}" for line in known["says"])]
+    if table.notes:
+        lines += ["", "## Notes", "", *(f"- {escape(note)}" for note in table.notes)]
     lines += ["", "## How trials ended", ""]
     lines += [f"- {end['count']} x {end['outcome']}: {escape(end['detail'])}" for end in ends(table)]
-    lines += ["", "## To repeat it", "", f"Installed where this was written: {versions()}", ""]
+    lines += [
+        "",
+        "## As a search file" if table.search.imported else "## To repeat it",
+        "",
+        f"Installed where this was written: {versions()}",
+        "",
+    ]
     return "\n".join([*lines, "```yaml", as_yaml(table).rstrip(), "```", ""])
 
 
@@ -176,7 +185,7 @@ def confirmed_rows(found: Confirmation) -> dict[str, Any]:
     headings = [{"text": "trial", "number": True}, {"text": "configuration", "number": False}]
     measured = [f"{o.label} {f'({o.unit})' if o.unit else ''}".strip() for o in objectives]
     headings += [{"text": text, "number": True} for text in ("seeds", *measured)]
-    headings += [{"text": "on the front", "number": True}, {"text": "", "number": False}]
+    headings += [{"text": "chance of being on the front", "number": True}, {"text": "", "number": False}]
     rows = [
         [
             str(entry.trial.number), entry.trial.lora.label, str(entry.seeds),

@@ -145,9 +145,9 @@ def curves_figure(table: StudyTable) -> go.Figure | None:
 
 
 def hypervolume_figure(table: StudyTable) -> go.Figure | None:
-    """What part of its hypervolume the search had reached after how many training rows; None without a front."""
+    """What part of its hypervolume the search had reached after how many rows; None without a front, or rows."""
     found = hypervolume_over_rows(table)
-    if not found:
+    if not found or not found[-1][0]:  # nobody knows how long they trained
         return None
     figure = _figure("rows that all trials have trained on", "part of the final hypervolume")
     rows, shares = zip(*found, strict=True)

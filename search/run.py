@@ -24,6 +24,7 @@ from lorafront.search.ownership import owned
 from lorafront.search.paths import RootPaths, SearchPaths
 from lorafront.search.progress import Observer, Silent, last_line
 from lorafront.search.ray_cluster import RayCluster, one_for_each_core, workers
+from lorafront.search.read_only import refuse_imported
 from lorafront.search.search_file import Budget, Confirm, SearchFile
 from lorafront.search.stopping import Never, Rungs, Sparing, StoppingRule
 from lorafront.search.study_table import StudyTable, read_study
@@ -113,6 +114,7 @@ def resume_search(
         requests.forget_stops(paths)  # before anything that takes time, in which somebody may ask again
         interruption = stack.enter_context(interruptible(paths))
         earlier = read_study(paths.study_db)
+        refuse_imported(earlier.search, "resume")
         imports = _imports(engine, earlier.search, devices)
         cluster = stack.enter_context(RayCluster(devices, imports=imports))
         with heavy_imports("transformers"):

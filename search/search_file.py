@@ -162,6 +162,9 @@ class SearchFile(Section):
     confirms: Annotated[str, BeforeValidator(_name)] | None = Field(
         default=None, description="the search whose front this one trains again; what `confirm` sets"
     )
+    imported: str | None = Field(
+        default=None, description="the table whose results these are; what `import-results` sets: nothing is run"
+    )
     seed: Annotated[Whole, Ge(0), Le(2**31 - 1)] = 0
     code: str | None = Field(default=None, description="folder of your own modules; none is that of this file")
 
@@ -252,6 +255,9 @@ def read_search_file(path: Path) -> SearchFile:
     data, positions, problems = parse_yaml(path)
     try:
         search = parse_search(data)
+        if search.imported is not None:
+            rule = "this file describes results that were imported; remove the line to train them here"
+            problems.append(Problem(("imported",), rule))
     except InvalidInput as error:
         refused = [problem.path for problem in problems]
         problems += [problem for problem in error.problems if not _concerns(problem.path, refused)]

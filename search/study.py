@@ -266,6 +266,33 @@ class StudyLedger:
             self._remember_imported(attributes)
         self.study.set_user_attr(study_table.WARMED, len(observations))
 
+    def add_complete(self, params: Mapping[str, Any], report: Report) -> int:
+        """Add a trial that somebody else trained; its number.
+
+        Args:
+            params: its values under the names of the space.
+            report: what it measured: every objective, and that it is complete.
+        """
+        fixed = FixedTrial(dict(params))
+        lora = self._configuration(fixed)  # which asks for every parameter, and so notes its distribution
+        attributes = {
+            study_table.CONFIGURATION: lora.model_dump(mode="json"),
+            study_table.OUTCOME: Outcome.COMPLETE.stored,
+            study_table.RESULT: report.as_json(),
+        }
+        values = [report.measurements[objective.name] for objective in self.search.objective_list]
+        number = self._add(
+            create_trial(params=fixed.params, distributions=fixed.distributions, values=values, user_attrs=attributes)
+        )
+        self.recorded += 1
+        return self._began(number, lora)[0]
+
+    def close(self) -> None:
+        """Leave the file to others: with the last connection gone, all is in the database itself."""
+        if isinstance(self.storage, RDBStorage):
+            self.storage.remove_session()
+            self.storage.engine.dispose()
+
     def ask(self) -> tuple[int, LoraConfiguration] | None:
         """A new configuration that no trial has and that is not known to break a limit.
 

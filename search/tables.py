@@ -136,7 +136,7 @@ def summary(table: StudyTable, *, markdown: bool = False) -> str:
     lines.append(f"front: {len(members)} configuration{'' if len(members) == 1 else 's'}")
     for trial in members:
         lines.append(f"trial {trial.number}: {trial.lora.label} ({measured_text(trial, objectives)})")
-    if members:
+    if members and table.search.imported is None:
         lines.append(f"export: lorafront export {table.search.name} --out DIR")
     return "\n".join(f"- {line}" for line in lines) if markdown else "\n".join(lines)
 

@@ -22,6 +22,7 @@ from lorafront.trainables.hub import hub_answers, local_folder_or_file, unreacha
 TEXT_SUFFIXES = frozenset({".txt", ".text", ".md", ".rst"})
 JSON_SUFFIXES = frozenset({".jsonl", ".ndjson", ".json"})
 CSV_SUFFIXES = frozenset({".csv", ".tsv"})
+TABLE_SUFFIXES = JSON_SUFFIXES | CSV_SUFFIXES
 SPLITS = {"train": "train", "valid": "eval", "validation": "eval", "dev": "eval", "eval": "eval", "test": "test"}
 
 
@@ -75,14 +76,25 @@ def read_file(path: Path, header: Sequence[str] | None = None) -> list[Row]:
     suffix = path.suffix.lower()
     if header is not None and suffix not in CSV_SUFFIXES:
         raise InvalidInput([Problem(("header",), f"only CSV and TSV files take one (got {path.name})")])
-    if suffix in JSON_SUFFIXES:
-        return _json_rows(path)
-    if suffix in CSV_SUFFIXES:
-        return _csv_rows(path, header)
+    if suffix in TABLE_SUFFIXES:
+        return [row for _, row in numbered_rows(path, header)]
     if suffix == ".parquet":
         return _parquet_rows(path)
     text = _utf8(path)
     return [{"text": text}] if text.strip() else []
+
+
+def numbered_rows(
+    path: Path, header: Sequence[str] | None = None, *, delimiter: str | None = None
+) -> list[tuple[str, Row]]:
+    """Rows of a CSV, TSV or JSON (lines) file, each with its place in words, such as `line 3`.
+
+    Args:
+        path: the file.
+        header: as for `read_file`.
+        delimiter: between the cells of a line; none is the suffix's own.
+    """
+    return _json_rows(path) if path.suffix.lower() in JSON_SUFFIXES else _csv_rows(path, header, delimiter)
 
 
 def _utf8(path: Path) -> str:
@@ -98,7 +110,7 @@ def _utf8(path: Path) -> str:
     return text.replace("\r\n", "\n")
 
 
-def _json_rows(path: Path) -> list[Row]:
+def _json_rows(path: Path) -> list[tuple[str, Row]]:
     text = _utf8(path)
     if path.suffix.lower() == ".json" and text.lstrip().startswith("["):
         rows = _parse(text, path, 1)
@@ -113,7 +125,7 @@ def _json_rows(path: Path) -> list[Row]:
     for number, row in numbered:
         if not isinstance(row, dict):
             raise InvalidInput(f"{path}, {place} {number}: expected a JSON object (got {type(row).__name__})")
-    return [row for _, row in numbered]
+    return [(f"{place} {number}", row) for number, row in numbered]
 
 
 def _parse(text: str, path: Path, line: int) -> Any:
@@ -124,7 +136,7 @@ def _parse(text: str, path: Path, line: int) -> Any:
         raise InvalidInput(f"{path}, {where}: malformed JSON ({error.msg})") from error
 
 
-def _csv_rows(path: Path, header: Sequence[str] | None) -> list[Row]:
+def _csv_rows(path: Path, header: Sequence[str] | None, delimiter: str | None) -> list[tuple[str, Row]]:
     """Every cell is text; a row with more or fewer cells than the header is refused.
 
     In a TSV file a quotation mark is a character like others, as its writers mean it.
@@ -133,15 +145,15 @@ def _csv_rows(path: Path, header: Sequence[str] | None) -> list[Row]:
     if path.suffix.lower() == ".tsv":
         reader = csv.DictReader(text, header, delimiter="\t", quoting=csv.QUOTE_NONE, strict=True)
     else:
-        reader = csv.DictReader(text, header, strict=True)
+        reader = csv.DictReader(text, header, delimiter=delimiter or ",", strict=True)
     csv.field_size_limit(2**31 - 1)  # the library's own limit is 128 kB
     try:
-        rows: list[Row] = []
+        rows: list[tuple[str, Row]] = []
         for row in reader:
             if None in row or None in row.values():
                 named = f"the header names {len(reader.fieldnames or [])} columns, this line has another number"
                 raise InvalidInput(f"{path}, line {reader.line_num}: {named}")
-            rows.append(row)
+            rows.append((f"line {reader.line_num}", row))
     except csv.Error as error:
         raise InvalidInput(f"{path}, line {reader.line_num}: {error}") from error
     return rows

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypedDict
 if TYPE_CHECKING:
     from lorafront.trainables.config import TrialConfig
 
+IMPORTED = "imported"  # source of a peak that somebody else's table says: nothing was measured here
 PREDICTED = "predicted"  # source of a peak that the memory model said: nothing of this trial was measured
 
 

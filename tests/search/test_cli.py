@@ -17,6 +17,7 @@ from lorafront.search.cli import main
 from lorafront.search.paths import RootPaths
 from lorafront.search.search_file import parse_search
 from lorafront.search.study import StudyLedger
+from lorafront.search.study_table import read_study
 from lorafront.trainables.outcome import Outcome
 from lorafront.trainables.toy import ToySession
 from lorafront.trainables.trial import Report
@@ -362,3 +363,24 @@ def test_a_plan_of_a_file_says_where_the_file_is_wrong(run: Run, tmp_path: Path)
     assert "model: ./llama-3.1-8b does not exist" in err
     assert "Shipped architectures: bert-base, gpt2" in err
     assert run("plan")[0] == 2
+
+
+def test_a_file_that_asks_for_it_is_confirmed_when_its_search_has_ended(
+    ray_session: None, run: Run, text_file: Path, tmp_path: Path
+) -> None:
+    """`confirm: 2` is two seeds each; `resume` of the replicates and a second `confirm` find nothing to do."""
+    (tmp_path / "asks.yaml").write_text(
+        f"name: asks\nmodel: {TINY_LLAMA}\ndata: {{path: {text_file}, max_length: 32, train_rows: 64, eval_rows: 8}}\n"
+        "space: {rank: [2, 4], quantization: bf16, modules: attention, bias: none}\nbudget: {trials: 3}\nconfirm: 2\n",
+        encoding="utf-8",
+    )
+    code, out, err = run("run", "asks.yaml", "--engine", "toy")
+    assert code == 0, err
+    assert "trained again with other seeds" in out
+    shown = json.loads(run("pareto", "asks", "--confirmed", "--json")[1])
+    assert shown["kept"]
+    assert all(entry["seeds"] == 2 for entry in shown["kept"])
+    own = read_study(Path("runs/asks-confirm/study.db"))
+    assert run("resume", "asks-confirm", "--engine", "toy")[0] == 0
+    assert json.loads(run("confirm", "asks", "--engine", "toy", "--json")[1]) == shown
+    assert read_study(Path("runs/asks-confirm/study.db")).trials == own.trials

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -35,9 +33,11 @@ from lorafront.search.recommendation import recommend
 from lorafront.search.report import as_html, as_markdown
 from lorafront.search.run import run_search
 from lorafront.search.search_file import Confirm, parse_search
+from lorafront.search.start_points import Start
 from lorafront.search.study_table import StudyTable, TrialRecord, read_study
 from lorafront.spaces.errors import InvalidInput, NoFront
 from lorafront.spaces.lora import LoraConfiguration
+from lorafront.spaces.start_points import StartPoint
 from lorafront.trainables.data import load
 from lorafront.trainables.outcome import Outcome
 from lorafront.trainables.trial import Report
@@ -161,6 +161,35 @@ def test_the_bias_of_the_search_is_told_by_its_parts() -> None:
     told = "\n".join(lines(found))
     assert "11 % worse" in told
     assert "by other rows" in told
+
+
+def test_the_users_recipe_is_trained_again_too_and_every_member_is_compared_with_it_at_the_same_seeds() -> None:
+    """Its difference is far surer than the means are, where a seed moves all of them alike."""
+    table = study((10.0, 8.0), (20.0, 4.0), (40.0, 5.0))
+    own = table.trials[2]
+    search = table.search.model_copy(update={"baseline": StartPoint(rank=3)})
+    table = replace(table, search=search, starts=(Start("baseline", {}, own=True, fingerprint=own.lora.fingerprint),))
+    known = {trial.lora.rank: trial.measurements for trial in table.trials}
+
+    def measure(one: LoraConfiguration) -> dict[str, float]:
+        measured = known[one.rank]
+        moved = 1.2 if one.seed == 1 else 1.0
+        return {**measured, "perplexity": measured["perplexity"] * moved * (1 + 1e-4 * one.rank * (one.seed or 0))}
+
+    found = confirmed(table, measure)
+    entry, recipe = found.of(1), found.of(2)
+    assert recipe is not None
+    assert (recipe.role, recipe.seeds, recipe.to_baseline) == ("baseline", 2, None)
+    assert entry is not None
+    assert entry.to_baseline is not None
+    more, half = entry.to_baseline
+    assert np.exp(more) == pytest.approx(0.5, abs=0.001)
+    assert half < 0.01
+    low, high = entry.intervals["perplexity"]
+    assert high / low > 1.1
+    told = "\n".join(lines(found))
+    assert "trial 1 against the baseline, trial 2: perplexity -50" in told
+    assert "baseline" in drawn(found)
 
 
 def test_a_replicate_that_diverges_is_counted_and_not_tried_again() -> None:
@@ -349,29 +378,3 @@ def test_a_recommendation_speaks_by_the_replicates_and_how_sure_they_are(real: R
         assert f"| {one.trial.number} | {one.trial.lora.label} | {one.seeds} |" in text
     assert 'id="confirmed-table"' in as_html(found.table, found)
     assert 'id="confirmed-table"' not in as_html(found.table)
-
-
-def test_a_file_that_asks_for_it_is_confirmed_when_its_search_has_ended(
-    ray_session: None, text_file: Path, tmp_path: Path
-) -> None:
-    """`confirm: 2` is two seeds each; `resume` of the replicates and a second `confirm` find nothing to do."""
-    file = tmp_path / "asks.yaml"
-    file.write_text(
-        f"name: asks\nmodel: {TINY_LLAMA}\ndata: {{path: {text_file}, max_length: 32, train_rows: 64, eval_rows: 8}}\n"
-        "space: {rank: [2, 4], quantization: bf16, modules: attention, bias: none}\nbudget: {trials: 3}\nconfirm: 2\n",
-        encoding="utf-8",
-    )
-    command = [sys.executable, "-m", "lorafront.search.cli"]
-    options = ["--root", str(tmp_path / "root")]
-
-    def said(*words: str) -> str:
-        done = subprocess.run([*command, *words, *options], capture_output=True, text=True, timeout=300, check=True)
-        return done.stdout
-
-    assert "trained again with other seeds" in said("run", str(file), "--engine", "toy")
-    shown = json.loads(said("pareto", "asks", "--confirmed", "--json"))
-    assert all(entry["seeds"] == 2 for entry in shown["kept"])
-    own = read_study(tmp_path / "root" / "asks-confirm" / "study.db")
-    said("resume", "asks-confirm", "--engine", "toy")
-    assert json.loads(said("confirm", "asks", "--engine", "toy", "--json")) == shown
-    assert read_study(tmp_path / "root" / "asks-confirm" / "study.db").trials == own.trials
