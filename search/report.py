@@ -19,6 +19,7 @@ from lorafront.search import budget, recommendation, report_figures
 from lorafront.search.confirmation import Confirmation, as_confirmed
 from lorafront.search.confirmation_report import chance, verdict, with_interval
 from lorafront.search.confirmation_report import lines as confirmation_lines
+from lorafront.search.findings import Findings, findings
 from lorafront.search.front import front_of, values
 from lorafront.search.importance import importances
 from lorafront.search.study_table import StudyTable
@@ -39,12 +40,13 @@ class Section:
     figure: Any
 
 
-def as_html(table: StudyTable, confirmed: Confirmation | None = None) -> str:
+def as_html(table: StudyTable, confirmed: Confirmation | None = None, found: Findings | None = None) -> str:
     """The whole report; plotly's own script is in it.
 
     Args:
         table: the study.
         confirmed: what replicates say of its front; None where there are none.
+        found: what `shown_findings` says of it; looked for where it is not given.
     """
     from plotly.io import to_html
     from plotly.offline import get_plotlyjs
@@ -71,6 +73,7 @@ def as_html(table: StudyTable, confirmed: Confirmation | None = None) -> str:
         front=front_rows(table),
         confirmed=confirmed_rows(confirmed) if confirmed else None,
         references=reference_lines(table),
+        findings=found or shown_findings(table),
         figures=figures,
         ends=ends(table),
         notes=table.notes,
@@ -80,8 +83,8 @@ def as_html(table: StudyTable, confirmed: Confirmation | None = None) -> str:
     )
 
 
-def as_markdown(table: StudyTable, confirmed: Confirmation | None = None) -> str:
-    """What can be said without figures."""
+def as_markdown(table: StudyTable, confirmed: Confirmation | None = None, found: Findings | None = None) -> str:
+    """What can be said without figures; arguments as for `as_html`."""
     rows = front_rows(table)
     lines = [f"# {table.search.name}", "", summary(table, markdown=True), ""]
     lines += [f"- {line}" for line in recommended(table, confirmed)]
@@ -90,6 +93,10 @@ def as_markdown(table: StudyTable, confirmed: Confirmation | None = None) -> str
     if confirmed:
         known = confirmed_rows(confirmed)
         lines += ["", "## With other seeds", "", *_markdown(known), "", *(f"- {line}" for line in known["says"])]
+    if (found := found or shown_findings(table)) is not None and found.found:
+        lines += ["", "## Findings", "", escape(found.about)]
+        for title, group in found.titled:
+            lines += ["", f"### {title}", "", *(f"- {escape(one.says)}" for one in group)]
     lines += ["", "## How trials ended", ""]
     lines += [f"- {end['count']} x {end['outcome']}: {escape(end['detail'])}" for end in ends(table)]
     lines += ["", "## To repeat it", "", f"Installed where this was written: {versions()}", ""]
@@ -148,6 +155,14 @@ def recommended(table: StudyTable, confirmed: Confirmation | None = None) -> Seq
         return recommendation.lines(found, confirmed)
     except (InvalidInput, NoFront):
         return []
+
+
+def shown_findings(table: StudyTable) -> Findings | None:
+    """What `lorafront findings` says; None where the search has no quality."""
+    try:
+        return findings(table)
+    except InvalidInput:
+        return None
 
 
 def front_rows(table: StudyTable) -> dict[str, Any]:
