@@ -106,6 +106,25 @@ def show_confirmation(found: Confirmation, *, as_json: bool = False) -> None:
 
 
 @app.command()
+def findings(name: Name, root: Root = None, as_json: Json = False) -> None:
+    """Say what the trials have shown: what rank, modules and quantization gain and cost, and where defaults fail."""
+    from lorafront.search import findings as shown
+
+    table, _ = study_of(name, root)
+    found = shown.findings(table)
+    if as_json:
+        typer.echo(json.dumps(shown.as_json(found), indent=2))
+        return
+    for title, group in found.titled:
+        typer.echo(title)
+        for one in group:
+            typer.echo(textwrap.fill(one.says, 80, initial_indent="  ", subsequent_indent="    "))
+    if not found.found:
+        typer.echo(f"the trials of {name} support no finding yet")
+    typer.echo(textwrap.fill(found.about, 80))
+
+
+@app.command()
 def report(
     name: Name,
     out: Annotated[Path | None, typer.Option(help="File to write [report.html in the folder of the search].")] = None,
@@ -113,7 +132,7 @@ def report(
 ) -> None:
     """Write one HTML file with the front, its figures and how to repeat it, and a Markdown version beside it."""
     from lorafront.search.confirm import confirmation_of
-    from lorafront.search.report import as_html, as_markdown
+    from lorafront.search.report import as_html, as_markdown, shown_findings
     from lorafront.trainables.checkpoint import write_text
 
     table, paths = study_of(name, root)
@@ -121,9 +140,9 @@ def report(
     if file.suffix == ".md" or file.is_dir() or any(parent.is_file() for parent in file.parents):
         raise InvalidInput(f"--out {file} is no place for a web page; give a name such as report.html")
     file.parent.mkdir(parents=True, exist_ok=True)
-    known = confirmation_of(table, searches_under(root))
-    write_text(file, as_html(table, known))
-    write_text(file.with_suffix(".md"), as_markdown(table, known))
+    known, found = confirmation_of(table, searches_under(root)), shown_findings(table)
+    write_text(file, as_html(table, known, found))
+    write_text(file.with_suffix(".md"), as_markdown(table, known, found))
     typer.echo(f"{file}\n{file.with_suffix('.md')}")
     if file == paths.report_html and table.search.imported is None:
         typer.echo(

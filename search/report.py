@@ -20,6 +20,7 @@ from lorafront.search.baseline import standing
 from lorafront.search.confirmation import Confirmation, as_confirmed
 from lorafront.search.confirmation_report import chance, verdict, with_interval
 from lorafront.search.confirmation_report import lines as confirmation_lines
+from lorafront.search.findings import Findings, findings
 from lorafront.search.front import front_of, values
 from lorafront.search.importance import importances
 from lorafront.search.study_table import StudyTable
@@ -40,12 +41,13 @@ class Section:
     figure: Any
 
 
-def as_html(table: StudyTable, confirmed: Confirmation | None = None) -> str:
+def as_html(table: StudyTable, confirmed: Confirmation | None = None, found: Findings | None = None) -> str:
     """The whole report; plotly's own script is in it.
 
     Args:
         table: the study.
         confirmed: what replicates say of its front; None where there are none.
+        found: what `shown_findings` says of it; looked for where it is not given.
     """
     from plotly.io import to_html
     from plotly.offline import get_plotlyjs
@@ -73,6 +75,7 @@ def as_html(table: StudyTable, confirmed: Confirmation | None = None) -> str:
         front=front_rows(table),
         confirmed=confirmed_rows(confirmed) if confirmed else None,
         references=[*baseline_lines(table), *reference_lines(table)],
+        findings=found or shown_findings(table),
         figures=figures,
         ends=ends(table),
         notes=table.notes,
@@ -82,8 +85,8 @@ def as_html(table: StudyTable, confirmed: Confirmation | None = None) -> str:
     )
 
 
-def as_markdown(table: StudyTable, confirmed: Confirmation | None = None) -> str:
-    """What can be said without figures."""
+def as_markdown(table: StudyTable, confirmed: Confirmation | None = None, found: Findings | None = None) -> str:
+    """What can be said without figures; arguments as for `as_html`."""
     rows = front_rows(table)
     lines = [f"# {table.search.name}", "", summary(table, markdown=True), ""]
     lines += [f"- {line}" for line in recommended(table, confirmed)]
@@ -92,6 +95,10 @@ def as_markdown(table: StudyTable, confirmed: Confirmation | None = None) -> str
     if confirmed:
         known = confirmed_rows(confirmed)
         lines += ["", "## With other seeds", "", *_markdown(known), "", *(f"- {line}" for line in known["says"])]
+    if (found := found or shown_findings(table)) is not None and found.found:
+        lines += ["", "## Findings", "", escape(found.about)]
+        for title, group in found.titled:
+            lines += ["", f"### {title}", "", *(f"- {escape(one.says)}" for one in group)]
     if table.notes:
         lines += ["", "## Notes", "", *(f"- {escape(note)}" for note in table.notes)]
     lines += ["", "## How trials ended", ""]
@@ -158,6 +165,14 @@ def recommended(table: StudyTable, confirmed: Confirmation | None = None) -> Seq
         return recommendation.lines(found, confirmed)
     except (InvalidInput, NoFront):
         return []
+
+
+def shown_findings(table: StudyTable) -> Findings | None:
+    """What `lorafront findings` says; None where the search has no quality."""
+    try:
+        return findings(table)
+    except InvalidInput:
+        return None
 
 
 def front_rows(table: StudyTable) -> dict[str, Any]:

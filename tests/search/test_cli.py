@@ -123,6 +123,18 @@ def test_best_under_a_limit(run: Run, toy_search: str, tmp_path: Path) -> None:
     assert run("pareto", toy_search, "--under", "lots")[0] == 2
 
 
+def test_findings_for_people_and_programs(run: Run, toy_search: str) -> None:
+    """The same sentences; of too few trials that there are too few."""
+    code, out, _ = run("findings", toy_search, "--json")
+    said = json.loads(out)
+    assert (code, said["objective"]) == (0, "perplexity")
+    told = run("findings", toy_search)[1]
+    assert max(map(len, told.splitlines())) <= 80
+    for one in said["findings"]:
+        assert one["says"] in " ".join(told.split())
+    assert said["about"] in " ".join(told.split())
+
+
 def test_a_recommendation_for_people_and_programs(run: Run, toy_search: str) -> None:
     """The best that fits with its process, the same in both forms; exit code 4 where nothing fits, 2 for no size."""
     code, out, _ = run("recommend", toy_search, "--vram", "8GB", "--json")
@@ -178,7 +190,7 @@ def test_what_cannot_be_stopped_or_extended_is_said(
 
 
 @pytest.mark.parametrize(
-    "command", ["status", "pareto", "recommend", "report", "resume", "mlflow-sync", "stop", "extend"]
+    "command", ["status", "pareto", "recommend", "findings", "report", "resume", "mlflow-sync", "stop", "extend"]
 )
 def test_unknown_search_is_bad_input(run: Run, toy_search: str, command: str) -> None:
     """A name that is not there exits with 2 and what is near; a name with path parts is no name."""
