@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from lorafront.search.confirmation import Confirmation, confirmation, following, seeds_of
 from lorafront.search.front import front_of
 from lorafront.search.ownership import is_driven
-from lorafront.search.paths import RootPaths
+from lorafront.search.paths import RootPaths, located
 from lorafront.search.read_only import refuse_imported
 from lorafront.search.search_file import MOST_SEEDS, Confirm, SearchFile
 from lorafront.search.study_table import StudyTable, read_study
@@ -69,8 +69,11 @@ def confirm_search(
         raise NoFront(f"search {name!r} has no feasible trial at full fidelity to confirm")
     earlier = _of(name, root) if own.study_db.is_file() else None
     before = (earlier or table).search.confirm or Confirm()
+    if earlier is not None:
+        before = before.model_copy(update={"hours": earlier.search.budget.hours})  # which `extend` may have raised
     given = {"seeds": seeds, "hours": hours}
     chosen = before.model_copy(update={key: value for key, value in given.items() if value is not None})
+    held_out = located(held_out, paths.folder) if held_out is not None else None
     if earlier is not None:
         if held_out is not None and held_out != earlier.search.data.test_path:
             raise InvalidInput(f"{own.name} was begun with other held-out rows; to begin anew delete {own.folder}")
@@ -80,12 +83,14 @@ def confirm_search(
         run_search(search, root, observer, near=paths.folder, engine=engine, devices=devices)
     found = confirmation_of(table, root)
     if found is None:
-        raise NoFront(f"no replicate of {name!r} came to its end; see: lorafront status {own.name}")
+        raise NoFront(f"too few replicates of {name!r} have ended to say anything; see: lorafront status {own.name}")
     return found
 
 
 def confirmation_of(table: StudyTable, root: RootPaths) -> Confirmation | None:
     """What the replicates of a search say so far; None where there are none."""
+    if len(table.search.name) > LONGEST:
+        return None
     with contextlib.suppress(SearchNotFound, SearchExists):
         own = _of(table.search.name, root)
         return confirmation(table, own, (own.search.confirm or Confirm()).seeds)

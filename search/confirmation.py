@@ -67,6 +67,8 @@ class Confirmed:
         lost: replicates that diverged or failed.
         values: by objective, the mean of the replicates (of perplexities the geometric one).
         intervals: by objective, the interval of that mean at 95 %; as wide as everything where one replicate is all.
+        levels: by objective, what it would be at the seeds of all others; means where all have the same seeds.
+        peak: largest measured peak VRAM in GiB; None where no replicate measured it.
         probability: that it is on the front.
         covers: trials that it makes needless: nowhere better than it by more than noise or a trifle.
         to_baseline: how much larger its quality is than that of the user's recipe at the same seeds, on the scale of
@@ -79,6 +81,8 @@ class Confirmed:
     lost: int
     values: Mapping[str, float]
     intervals: Mapping[str, tuple[float, float]]
+    levels: Mapping[str, float]
+    peak: float | None
     probability: float
     covers: tuple[int, ...] = ()
     to_baseline: tuple[float, float] | None = None
@@ -153,7 +157,7 @@ def following(table: StudyTable, own: StudyTable | None, seeds: int) -> list[Lor
     members = replicated(table, own)
     chosen = seeds_of(table, seeds)
     missing = _missing(members, chosen[:FIRST])
-    if missing:
+    if missing or any(member.running for member in members):
         return missing
     known = [member for member in members if member.results]
     if not known:  # all of them diverged: there is nothing to compare with
@@ -199,7 +203,7 @@ def replicated(table: StudyTable, own: StudyTable | None) -> list[Replicated]:
 
 
 def confirmation(table: StudyTable, own: StudyTable, seeds: int) -> Confirmation | None:
-    """What the replicates say; None before the first one has ended.
+    """What the replicates say; None before any configuration has two.
 
     Args:
         table: the search.
@@ -211,11 +215,13 @@ def confirmation(table: StudyTable, own: StudyTable, seeds: int) -> Confirmation
     if not known:
         return None
     judged = _Judged(table, known)
+    quality = axes_of(table.search.objective_list)[1]
+    if judged.fits[quality.name].freedom == 0:
+        return None
     shares = judged.memberships()
     entries = [judged.confirmed(member, shares[member.trial.number]) for member in known]
-    quality = axes_of(table.search.objective_list)[1]
     sign = -1 if quality.direction == "maximize" else 1
-    entries.sort(key=lambda entry: (sign * entry.values[quality.name], entry.trial.number))
+    entries.sort(key=lambda entry: (sign * entry.levels[quality.name], entry.trial.number))
     able = [entry for entry in entries if entry.probability > UNSURE[0]]
     kept, needless = _merged(able, judged.covers)
     noise = judged.fits[quality.name]
@@ -235,7 +241,8 @@ def as_confirmed(found: Confirmation) -> StudyTable:
     for entry in found.kept:
         last = entry.trial.result
         if last is not None:
-            measured = {**entry.trial.measurements, **entry.values, "peak_vram_source": "confirmed"}
+            peak = {} if entry.peak is None else {VRAM: entry.peak, "peak_vram_source": "confirmed"}
+            measured = {**entry.trial.measurements, **peak, **entry.levels}
             trials.append(replace(entry.trial, result=replace(last, measurements=measured), standalone=None))
     return replace(found.table, trials=tuple(trials))
 
@@ -280,14 +287,18 @@ class _Judged:
     def confirmed(self, member: Replicated, share: float) -> Confirmed:
         """With its means and their intervals."""
         place = self.members.index(member)
-        means, intervals = {}, {}
+        means, intervals, levels = {}, {}, {}
         for objective in self.objectives:
             known = self.fits[objective.name]
             mean, half = float(known.means[place]), float(known.half_widths[place])
             means[objective.name] = natural(mean, objective)
+            levels[objective.name] = natural(float(known.levels[place]), objective)
             ends = [natural(end, objective) if math.isfinite(end) else end for end in (mean - half, mean + half)]
             intervals[objective.name] = (ends[0], ends[1])
-        found = Confirmed(member.trial, member.role, len(member.results), len(member.lost), means, intervals, share)
+        peaks = [trial.measurements.get(VRAM) for trial in member.results.values()]
+        measured = [float(peak) for peak in peaks if isinstance(peak, (int, float))]
+        seeds, lost, peak = len(member.results), len(member.lost), max(measured, default=None)
+        found = Confirmed(member.trial, member.role, seeds, lost, means, intervals, levels, peak, share)
         own = next((one.trial.number for one in self.members if one.role == "baseline"), None)
         if own is None or own == member.trial.number:
             return found

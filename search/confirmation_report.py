@@ -54,6 +54,9 @@ def lines(found: Confirmation) -> list[str]:
     if found.bias.rows is not None and found.bias.luck is not None:
         line += f" ({_signed(found.bias.luck)} by luck of the seed, {_signed(found.bias.rows)} by other rows)"
     told.append(line)
+    second = [o.label for o in found.table.search.objective_list if o.name.startswith("eval_")]
+    if second:
+        told.append(f"{', '.join(second)}: on the same second rows as in the search")
     told += [_to_baseline(found, entry) for entry in found.kept if entry.to_baseline is not None]
     if found.waiting:
         told.append(

@@ -37,6 +37,14 @@ def check_name(name: str) -> str:
     return name
 
 
+def located(name: str, near: Path) -> str:
+    """A local path made absolute, from the current folder, else from `near`; other names as they are."""
+    for place in (Path(name).expanduser(), near / name):
+        if place.exists():
+            return str(place.resolve())
+    return name
+
+
 def default_root() -> Path:
     """`LORAFRONT_ROOT`, or `runs` under the current folder."""
     return Path(os.environ.get("LORAFRONT_ROOT") or "runs")

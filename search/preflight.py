@@ -17,6 +17,7 @@ from lorafront.search.devices import cores
 from lorafront.search.known_limits import breaking, configurations
 from lorafront.search.packing import packing_notes
 from lorafront.search.paths import RootPaths
+from lorafront.search.paths import located as path_of
 from lorafront.search.prepared import VRAM, Prepared
 from lorafront.search.rungs import ladder, total_rows
 from lorafront.search.search_file import SearchFile
@@ -85,7 +86,9 @@ def check(
         checks.problems += _against_model(located, facts)
     batch, rows_per_step = _batches(located)
     prepared = None
-    raw = checks.run(lambda: read_sets(located.data, task, code)) if task is not None else None
+    held_out = located.data.model_copy(update={"evaluate_on": "held_out"})
+    wanted = located.data if located.confirm is None else held_out
+    raw = checks.run(lambda: read_sets(wanted, task, code)) if task is not None else None
     if tokenizer is not None and task is not None and raw is not None:
 
         def tokens(data: DataConfig) -> tuple[Path, TokenData]:
@@ -95,9 +98,7 @@ def check(
 
         prepared = checks.run(lambda: tokens(located.data))
         if prepared is not None and located.confirm is not None and located.confirms is None:
-            checks.run(
-                lambda: tokens(located.data.model_copy(update={"evaluate_on": "held_out"}))
-            )  # there will be some
+            checks.run(lambda: tokens(held_out))  # there will be some
         if facts is not None and len(tokenizer) > facts.vocabulary:
             message = f"the tokenizer has {len(tokenizer)} tokens, the model's embedding {facts.vocabulary}"
             checks.problems.append(Problem(("model",), message))
@@ -178,12 +179,7 @@ def locate_paths(search: SearchFile, near: Path) -> SearchFile:
     """Make local paths absolute: from the current folder, else from the search file's own folder."""
 
     def absolute(name: str | None) -> str | None:
-        if name is None:
-            return None
-        for place in (Path(name).expanduser(), near / name):
-            if place.exists():
-                return str(place.resolve())
-        return name
+        return None if name is None else path_of(name, near)
 
     model = ModelConfig.model_validate({**search.model.model_dump(), "name": absolute(search.model.name)})
     data = search.data

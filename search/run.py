@@ -222,7 +222,7 @@ def _drive(
         ledger.keep_observations(prepared.warm.observations)
     ledger.keep_starts(prepared.starts.points)
     unfinished = _reconcile(ledger, paths)
-    _planned(prepared.search, paths, ledger, len(unfinished))
+    _planned(prepared, prepared.search, paths, ledger, len(unfinished))
     spent = bool(limit_reached(ledger.search.budget, ledger.spent)) or (ledger.end is not None and not unfinished)
     if not spent:
         ledger.begin_epoch()
@@ -236,11 +236,9 @@ def _drive(
         with mlflow_tracker.following(tracking, paths, observer.said, interruption.patience):
             try:
                 while not spent:
-                    _tune(prepared, paths, ledger, observer, unfinished, engine, cluster, interruption)
-                    unfinished = []
-                    spent = not _planned(prepared.search, paths, ledger, 0)
-                    if not spent:
-                        observer.extended(ledger.search)
+                    stopped = _tune(prepared, paths, ledger, observer, unfinished, engine, cluster, interruption)
+                    unfinished, spent = [], not _planned(prepared, ledger.search, paths, ledger, 0)
+                    _next_round(observer, ledger.search, interruption, stopped=stopped and not spent, over=spent)
             finally:
                 cluster.leave()  # while the front is written and MLflow hears the rest
             table = read_study(paths.study_db)
@@ -254,12 +252,26 @@ def _drive(
     return table
 
 
-def _planned(search: SearchFile, paths: SearchPaths, ledger: StudyLedger, unfinished: int) -> bool:
+def _next_round(
+    observer: Observer, search: SearchFile, interruption: Interruption, *, stopped: bool, over: bool
+) -> None:
+    """Say that there are more replicates to train, or that somebody asked to stop before them."""
+    if stopped:
+        raise Incomplete(f"stopped; {interruption.advice}")
+    if not over:
+        observer.extended(search)
+
+
+def _planned(prepared: Prepared, search: SearchFile, paths: SearchPaths, ledger: StudyLedger, unfinished: int) -> bool:
     """Of a search that confirms another: keep which replicates come next; False without any, or time for them."""
     if search.confirms is None or search.confirm is None:
         return False
     table = read_study(RootPaths(paths.folder.parent).existing(search.confirms).study_db)
     more = following(table, read_study(paths.study_db), search.confirm.seeds)
+    for trial in table.complete:
+        for lora in more if trial.execution is not None else ():
+            if lora.with_seed(None) == trial.lora and trial.execution is not None:
+                prepared.keep_execution(lora, trial.execution)  # a replicate runs as its original did
     ledger.plan(search, more, unfinished)
     return bool(more) and not limit_reached(ledger.search.budget, ledger.spent, TIMES)
 
@@ -299,7 +311,8 @@ def _tune(
     engine: str,
     cluster: RayCluster,
     interruption: Interruption,
-) -> None:
+) -> bool:
+    """Try what the study proposes until its budget is spent; True where somebody asked to stop before."""
     from ray.tune import TuneError
 
     from lorafront.search.control import Control
@@ -336,6 +349,7 @@ def _tune(
     control.conclude()
     if ledger.end is not None:
         observer.said(f"{ledger.end.value}; the search ends before its budget")
+    return control.stopping
 
 
 def _tuner(searcher: Any, scheduler: Any, stopper: Any, most: int, scratch: Path) -> Any:

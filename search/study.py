@@ -221,7 +221,7 @@ class StudyLedger:
         self.search = search.model_copy(update={"budget": search.budget.model_copy(update={"trials": trials})})
         self.study.set_user_attr(study_table.SEARCH, self.search.model_dump(mode="json"))
         parameters = self.search.space.parameters()
-        values = [{name: value_of(lora, name) for name in parameters} for lora in replicates]
+        values = [{name: value_of(lora, name, one) for name, one in parameters.items()} for lora in replicates]
         self._starts = [Start("replicate", params, own=True) for params in values]
 
     def _take_up_starts(self) -> None:

@@ -114,7 +114,7 @@ def expressed(
     """The values under the space's names that come to the same configuration; None where it lies outside."""
     values: dict[str, Any] = {}
     for name, parameter in space.parameters().items():
-        value = value_of(lora, name)
+        value = value_of(lora, name, parameter)
         if name == "bias" and not contains(parameter, value):
             continue  # another choice may be the same on this model: below
         if not contains(parameter, value):
@@ -127,9 +127,12 @@ def expressed(
     return None
 
 
-def value_of(lora: LoraConfiguration, name: str) -> Any:
-    """Of a parameter under the sampler's name."""
-    return lora.alpha / lora.rank if name == "alpha_ratio" else getattr(lora, name)
+def value_of(lora: LoraConfiguration, name: str, parameter: Any) -> Any:
+    """Of a parameter under the sampler's name; a ratio is the very choice that it was, which a division may miss."""
+    if name != "alpha_ratio":
+        return getattr(lora, name)
+    choices = parameter if isinstance(parameter, list) else []
+    return next((ratio for ratio in choices if ratio * lora.rank == lora.alpha), lora.alpha / lora.rank)
 
 
 def _observations(

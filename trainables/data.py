@@ -37,7 +37,7 @@ DEFAULT_EVAL_SHARE = 0.1
 DEFAULT_EVAL_ROWS = 500
 LEAST_EVALUATED = 128  # rows at an early rung; of fewer the order of two trials says little
 ALSO = "also."  # of the names of second sets in the cache file
-SEARCHED = "searched_rows"  # second set of a confirmation: the rows that its search evaluated on
+SEARCHED = "searched-rows"  # second set of a confirmation: the rows that its search evaluated on; no user can say so
 _PARTS = ("ids", "offsets", "targets")
 FORMAT_VERSION = 2  # of the cache file; part of its name
 
@@ -204,7 +204,8 @@ def _encode(data: DataConfig, task: Task, tokenizer: PreTrainedTokenizerBase, ra
     parts = split_rows(sources[0] or [], sources[1], data)
     named = {"training": parts.train, "evaluation": parts.evaluation}
     if data.evaluate_on == "held_out":
-        named["held-out"] = _held_out(parts, sources[2], data)
+        second = [row for rows in pairs.also.values() for row in rows]
+        named["held-out"] = _held_out(parts, sources[2], second, data)
     encoded = {name: part if form.packed else encode(part, form, name) for name, part in named.items()}
     also = {
         name: _some(
@@ -290,15 +291,21 @@ def split_rows(rows: list[Any], evaluation: list[Any] | None, data: DataConfig) 
     return Parts([rows[i] for i in order[:wanted]], chosen, [rows[i] for i in order[wanted:]], left)
 
 
-def _held_out(parts: Parts, test: list[Any] | None, data: DataConfig) -> list[Any]:
+def _held_out(parts: Parts, test: list[Any] | None, second: list[Any], data: DataConfig) -> list[Any]:
     """As many rows as the search evaluated on that it never saw, none of them equal to one that it did.
+
+    Args:
+        parts: what the search trains and evaluates on, and what it leaves.
+        test: the test split, where there is one.
+        second: rows of the second sets, which it saw too.
+        data: how many rows it asked for.
 
     From the test split, else from what the search left: first of its evaluation rows, then of its training rows.
 
     Raises:
         InvalidInput: none of these has half as many.
     """
-    seen = {json.dumps(row) for row in (*parts.train, *parts.evaluation)}
+    seen = {json.dumps(row) for row in (*parts.train, *parts.evaluation, *second)}
     most = 0
     for source in [test] if test is not None else [parts.left_of_evaluation, parts.left_of_train]:
         unseen = [row for row in source if json.dumps(row) not in seen]

@@ -92,7 +92,9 @@ def read_sets(data: DataConfig, task: Task, code: Path | None = None) -> RowSets
 
     def one(source: RowSource, key: tuple[str, ...], form: str) -> RawSet | None:
         try:
-            found = _read_set(source, key, form, task, code)
+            # Only a confirmation looks at the test split, so only there anything can be wrong with it.
+            tested = data.evaluate_on == "held_out" if source is data else key[-1] == "test_path"
+            found = _read_set(source, key, form, task, code, tested=tested)
             # The main set is split; of the others what they name an evaluation split, or all.
             if source is data:
                 return found
@@ -118,7 +120,9 @@ def read_sets(data: DataConfig, task: Task, code: Path | None = None) -> RowSets
     return RowSets(main, own.get("eval_path"), second, own.get("test_path"))
 
 
-def _read_set(source: RowSource, key: tuple[str, ...], form_name: str, task: Task, code: Path | None) -> RawSet:
+def _read_set(
+    source: RowSource, key: tuple[str, ...], form_name: str, task: Task, code: Path | None, *, tested: bool
+) -> RawSet:
     where = (*key[:-1], "format")
     try:
         form = format_named(form_name, code)
@@ -128,7 +132,8 @@ def _read_set(source: RowSource, key: tuple[str, ...], form_name: str, task: Tas
         message = f"format {form_name} has nothing but text, and {task.name} needs a prompt or a label with it"
         raise InvalidInput([Problem(where, message)])
     try:
-        raw = _renamed(read_data(source), source, form)
+        raw = read_data(source)
+        raw = _renamed(raw if tested else replace(raw, test=None), source, form)
         check_columns(form_name, form, raw.columns, raw.source)
         check_rows(form, raw.train, raw.source)
         check_rows(form, raw.evaluation or [], f"{raw.source} (evaluation split)")

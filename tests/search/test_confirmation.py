@@ -39,6 +39,7 @@ from lorafront.spaces.errors import InvalidInput, NoFront
 from lorafront.spaces.lora import LoraConfiguration
 from lorafront.spaces.start_points import StartPoint
 from lorafront.trainables.data import load
+from lorafront.trainables.models import load_tokenizer
 from lorafront.trainables.outcome import Outcome
 from lorafront.trainables.trial import Report
 
@@ -190,6 +191,50 @@ def test_the_users_recipe_is_trained_again_too_and_every_member_is_compared_with
     told = "\n".join(lines(found))
     assert "trial 1 against the baseline, trial 2: perplexity -50" in told
     assert "baseline" in drawn(found)
+
+
+def test_what_had_a_seed_more_is_compared_at_the_seeds_of_all() -> None:
+    """A seed that is bad for everybody does not count against those that alone were trained with it."""
+    table = study((10.0, 4.0), (9.5, 8.0), (9.45, 9.0))
+    known = {1: (10.0, 10.1), 2: (9.5, 9.6, 11.8), 3: (9.45, 9.5, 11.7)}
+    own = StudyTable(replicates(table, Confirm(seeds=3), apart=False), (), {}, ())
+    measured = [
+        record(10 * rank + seed, lora(rank=rank).with_seed(seed), {"perplexity": value, "peak_vram_gb": vram})
+        for (rank, values), vram in zip(known.items(), (4.0, 8.0, 9.0), strict=True)
+        for seed, value in enumerate(values, start=1)
+    ]
+    found = confirmation(table, replace(own, trials=tuple(measured)), 3)
+    assert found is not None
+    assert [entry.trial.number for entry in found.entries] == [2, 1, 0]
+    best = recommend(as_confirmed(found), 2**40)
+    assert best.trial.number != 0
+    assert best.better is None
+
+
+def test_of_one_replicate_each_nothing_is_said_and_nothing_more_is_planned_while_any_runs() -> None:
+    """No noise is known yet, so nobody has a chance of anything; what runs may still change what comes next."""
+    table = study((10.0, 8.0), (20.0, 4.0), (20.1, 4.1))
+    own = StudyTable(replicates(table, Confirm(seeds=3), apart=False), (), {}, ())
+    first = [record(n, t.lora.with_seed(1), dict(t.measurements)) for n, t in enumerate(table.trials[:2])]
+    own = replace(own, trials=tuple(first))
+    assert confirmation(table, own, 3) is None
+    running = [
+        replace(record(2 + n, t.lora.with_seed(2), {}), state="RUNNING", result=None)
+        for n, t in enumerate(table.trials[:2])
+    ]
+    assert following(table, replace(own, trials=(*own.trials, *running)), 3) == []
+
+
+def test_a_peak_that_is_no_objective_is_the_one_that_replicates_measured() -> None:
+    """What was only predicted before is not called confirmed with its old number."""
+    search = parse_search(
+        {"name": "n", "model": "m", "data": {"path": "d"}, "objectives": ["perplexity", "adapter_mb"]}
+    )
+    measured = {"perplexity": 10.0, "adapter_mb": 3.0, "peak_vram_gb": 5.0, "peak_vram_source": "predicted"}
+    table = StudyTable(search, (record(0, lora(rank=2), measured),), {}, ())
+    found = confirmed(table, lambda one: {**measured, "perplexity": 10.0 + (one.seed or 0), "peak_vram_gb": 9.0})
+    chosen = as_confirmed(found).trials[0].measurements
+    assert (chosen["peak_vram_gb"], chosen["peak_vram_source"]) == (9.0, "confirmed")
 
 
 def test_a_replicate_that_diverges_is_counted_and_not_tried_again() -> None:
@@ -368,7 +413,7 @@ def test_a_recommendation_speaks_by_the_replicates_and_how_sure_they_are(real: R
     entry = found.of(chosen.trial.number)
     assert entry in found.kept
     assert entry is not None
-    assert chosen.trial.measurements["perplexity"] == entry.values["perplexity"]
+    assert chosen.trial.measurements["perplexity"] == entry.levels["perplexity"]
     told = " ".join(recommendation_lines(chosen, found))
     assert f"over {entry.seeds} seeds: perplexity" in told
     assert "may be its noise" not in told
@@ -378,3 +423,32 @@ def test_a_recommendation_speaks_by_the_replicates_and_how_sure_they_are(real: R
         assert f"| {one.trial.number} | {one.trial.lora.label} | {one.seeds} |" in text
     assert 'id="confirmed-table"' in as_html(found.table, found)
     assert 'id="confirmed-table"' not in as_html(found.table)
+
+
+def test_a_test_split_is_held_out_and_nobody_else_looks_at_it(ray_session: None, tmp_path: Path) -> None:
+    """A search does not mind what is wrong with it; `confirm` does. Ratios that no division gives back are no hindrance."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for name, first in (("train", 0), ("validation", 100), ("test", 200)):
+        rows = [{"question": f"What is {i} and {i}?", "answer": f"It is {2 * i}."} for i in range(first, first + 16)]
+        (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    good = (folder / "test.jsonl").read_text(encoding="utf-8")
+    (folder / "test.jsonl").write_text('{"question": "What?", "answer": null}', encoding="utf-8")
+    search = parse_search({
+        "name": "splits", "model": str(TINY_LLAMA),
+        "data": {"path": str(folder), "format": "question_answer", "max_length": 64},
+        "space": {"rank": [3, 6], "alpha": {"ratio": [0.1, 0.5]}, "quantization": "bf16", "modules": "attention",
+                  "bias": "none"},
+        "training": {"rows": 16, "rungs": 1, "batch_size": 4}, "budget": {"trials": 3},
+    })  # fmt: skip
+    root = RootPaths(tmp_path / "root")
+    run_search(search, root, engine="toy")
+    with pytest.raises(InvalidInput, match="test split"):
+        confirm_search("splits", root, engine="toy")
+    (folder / "test.jsonl").write_text(good, encoding="utf-8")
+    assert confirm_search("splits", root, seeds=2, engine="toy").kept
+    own = read_study(root.search("splits-confirm").study_db)
+    rows = load(root.tokens / own.data["tokens"]).evaluation
+    told = load_tokenizer(search.model).decode([int(token) for i in range(len(rows)) for token in rows.row(i)[0]])
+    assert "215" in told
+    assert "115" not in told

@@ -50,7 +50,7 @@ def test_replicates_are_a_frame_with_the_ends_of_intervals(root: Path) -> None:
     assert (frame["perplexity"] <= frame["perplexity_high"]).all()
     chosen = results.recommend()
     assert frame.loc[chosen.trial.number, "verdict"] == "kept"
-    assert chosen.trial.measurements["perplexity"] == frame.loc[chosen.trial.number, "perplexity"]
+    assert chosen.trial.measurements["perplexity"] == pytest.approx(frame.loc[chosen.trial.number, "perplexity"])
 
 
 def test_what_cannot_be_is_said(root: Path) -> None:
