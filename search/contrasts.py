@@ -55,7 +55,7 @@ class Interval(NamedTuple):
     @property
     def certain(self) -> int:
         """Its sign where the interval excludes zero, else 0."""
-        return (self.low > 0) - (self.high < 0)
+        return int(self.low > 0) - int(self.high < 0)
 
 
 def interval(draws: Floats) -> Interval:

@@ -48,7 +48,7 @@ class Truth:
 
     capacity: float = 0.2
     quantized: float = 0.03
-    curvature: float = 0.15
+    curvature: float = 0.3
     best: float = -3.0
     noise: float = 0.015
 
@@ -99,7 +99,7 @@ def _fresh(draw: np.random.Generator) -> dict[str, Any]:
         "alpha_ratio": int(draw.choice([1, 2])),
         "modules": str(draw.choice(SPACE["modules"])),
         "quantization": str(draw.choice(SPACE["quantization"])),
-        "learning_rate": _rate(-2.4 - 0.275 * math.log2(rank / 4) + draw.normal(0, 0.35)),
+        "learning_rate": _rate(-2.6 - 0.4 * math.log2(rank / 4) + draw.normal(0, 0.35)),
     }
 
 

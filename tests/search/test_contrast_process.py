@@ -55,3 +55,16 @@ def test_draws_scatter_as_the_process_is_uncertain() -> None:
     assert draws.mean(axis=0) == pytest.approx(mean, abs=0.1 * deviation.max())
     assert draws.std(axis=0) == pytest.approx(deviation, rel=0.1, abs=1e-3)
     assert deviation[2] > 3 * deviation[:2].max()
+
+
+def test_noise_that_all_rungs_of_a_trial_share_is_told_from_that_of_each() -> None:
+    """So a trial is one piece of evidence, however often it reports."""
+    draw = np.random.default_rng(0)
+    trial = np.repeat(np.arange(60), 3)
+    places = draw.random((60, 2))[trial]
+    value = np.sin(3 * places[:, 0]) + draw.normal(0, 0.3, 60)[trial] + draw.normal(0, 0.03, len(trial))
+    known = Observations(places, np.tile([1.0, 0.5, 0.0], 60), trial, value)
+    process = ContrastProcess(known, np.zeros(2, dtype=bool), 1)
+    shared, own = np.sqrt(np.exp(process._samples[0][2:4])) * process._scale
+    assert shared == pytest.approx(0.3, rel=0.3)
+    assert own == pytest.approx(0.03, rel=0.5)
