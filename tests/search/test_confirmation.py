@@ -426,7 +426,7 @@ def test_a_recommendation_speaks_by_the_replicates_and_how_sure_they_are(real: R
 
 
 def test_a_test_split_is_held_out_and_nobody_else_looks_at_it(ray_session: None, tmp_path: Path) -> None:
-    """A search does not mind what is wrong with it; `confirm` does. A ratio that no division gives back does no harm."""
+    """A search does not mind what is wrong with it; `confirm` does. Ratios that divide badly harm nobody."""
     folder = tmp_path / "data"
     folder.mkdir()
     for name, first in (("train", 0), ("validation", 100), ("test", 200)):
