@@ -65,9 +65,9 @@ class Confirmed:
         role: as in `Replicated`.
         seeds: complete replicates.
         lost: replicates that diverged or failed.
-        values: by objective, the mean of the replicates (of perplexities the geometric one).
-        intervals: by objective, the interval of that mean at 95 %; as wide as everything where one replicate is all.
-        levels: by objective, what it would be at the seeds of all others; means where all have the same seeds.
+        values: by objective, the mean over the seeds of all (of perplexities the geometric one): a seed that is bad for
+            everybody does not count against those that alone had it.
+        intervals: by objective, the interval of that mean at 95 %.
         peak: largest measured peak VRAM in GiB; None where no replicate measured it.
         probability: that it is on the front.
         covers: trials that it makes needless: nowhere better than it by more than noise or a trifle.
@@ -81,7 +81,6 @@ class Confirmed:
     lost: int
     values: Mapping[str, float]
     intervals: Mapping[str, tuple[float, float]]
-    levels: Mapping[str, float]
     peak: float | None
     probability: float
     covers: tuple[int, ...] = ()
@@ -221,7 +220,7 @@ def confirmation(table: StudyTable, own: StudyTable, seeds: int) -> Confirmation
     shares = judged.memberships()
     entries = [judged.confirmed(member, shares[member.trial.number]) for member in known]
     sign = -1 if quality.direction == "maximize" else 1
-    entries.sort(key=lambda entry: (sign * entry.levels[quality.name], entry.trial.number))
+    entries.sort(key=lambda entry: (sign * entry.values[quality.name], entry.trial.number))
     able = [entry for entry in entries if entry.probability > UNSURE[0]]
     kept, needless = _merged(able, judged.covers)
     noise = judged.fits[quality.name]
@@ -242,7 +241,7 @@ def as_confirmed(found: Confirmation) -> StudyTable:
         last = entry.trial.result
         if last is not None:
             peak = {} if entry.peak is None else {VRAM: entry.peak, "peak_vram_source": "confirmed"}
-            measured = {**entry.trial.measurements, **peak, **entry.levels}
+            measured = {**entry.trial.measurements, **peak, **entry.values}
             trials.append(replace(entry.trial, result=replace(last, measurements=measured), standalone=None))
     return replace(found.table, trials=tuple(trials))
 
@@ -287,18 +286,17 @@ class _Judged:
     def confirmed(self, member: Replicated, share: float) -> Confirmed:
         """With its means and their intervals."""
         place = self.members.index(member)
-        means, intervals, levels = {}, {}, {}
+        means, intervals = {}, {}
         for objective in self.objectives:
             known = self.fits[objective.name]
-            mean, half = float(known.means[place]), float(known.half_widths[place])
+            mean, half = float(known.levels[place]), float(known.half_widths[place])
             means[objective.name] = natural(mean, objective)
-            levels[objective.name] = natural(float(known.levels[place]), objective)
             ends = [natural(end, objective) if math.isfinite(end) else end for end in (mean - half, mean + half)]
             intervals[objective.name] = (ends[0], ends[1])
         peaks = [trial.measurements.get(VRAM) for trial in member.results.values()]
         measured = [float(peak) for peak in peaks if isinstance(peak, (int, float))]
         seeds, lost, peak = len(member.results), len(member.lost), max(measured, default=None)
-        found = Confirmed(member.trial, member.role, seeds, lost, means, intervals, levels, peak, share)
+        found = Confirmed(member.trial, member.role, seeds, lost, means, intervals, peak, share)
         own = next((one.trial.number for one in self.members if one.role == "baseline"), None)
         if own is None or own == member.trial.number:
             return found
@@ -319,7 +317,7 @@ class _Judged:
     def bias(self, quality: Objective) -> Bias:
         """Of the members of the search's front."""
         members = [member for member in self.members if member.role == "front"] or list(self.members)
-        known = dict(zip(self.fits[quality.name].numbers, self.fits[quality.name].means, strict=True))
+        known = dict(zip(self.fits[quality.name].numbers, self.fits[quality.name].levels, strict=True))
         sign = -1 if quality.direction == "maximize" else 1
         gaps = [sign * (known[m.trial.number] - scaled(values(m.trial, [quality])[0], quality)) for m in members]
         rows = self._other_rows(members) if quality.name == "perplexity" else None
@@ -373,12 +371,12 @@ class _Judged:
             return rows
         known = self.fits[objective.name]
         own = [scaled(values(member.trial, [objective])[0], objective) for member in self.members]
-        return float(np.mean(known.means - np.array(own)))
+        return float(np.mean(known.levels - np.array(own)))
 
     def _trifle(self, objective: Objective, one: int, other: int) -> float:
         """What nobody chooses by, on the scale of an objective of cost."""
         known = self.fits[objective.name]
-        least = min(abs(natural(float(known.means[known.numbers.index(n)]), objective)) for n in (one, other))
+        least = min(abs(natural(float(known.levels[known.numbers.index(n)]), objective)) for n in (one, other))
         if objective.name in RATIOS:
             return math.log1p(TRIFLE)
         return min(TRIFLE_GIB, TRIFLE * least) if objective.name == VRAM else TRIFLE * least

@@ -35,8 +35,8 @@ def confirmation_table(found: Confirmation) -> Table:
         said = verdict(found, entry)
         shown.add_row(str(entry.trial.number), entry.trial.lora.label, seeds, *cells, chance(entry.probability), said)
     shown.caption = (
-        "± is the 95 % interval of the mean over seeds, on rows that the search never saw;\n"
-        "chance is that of being on the front"
+        "± is the 95 % interval of the mean over seeds, on rows that the search never\n"
+        "saw; chance is that of being on the front"
     )
     return shown
 

@@ -44,11 +44,10 @@ class Fit:
     Attributes:
         numbers: of the configurations.
         counts: int[m], replicates of each.
-        means: float64[m], of its replicates.
         spread: standard deviation over seeds, pooled over the configurations.
         freedom: degrees of freedom of `spread`; 0 where no configuration has two replicates. The more of it is an
             effect of few seeds, the fewer they are (Satterthwaite 1946).
-        levels: float64[m], means at the same seeds: what differs between them is no effect of a seed.
+        levels: float64[m], means over the seeds of all: what differs between them is no effect of a seed.
         covariance: float64[m, m] of `levels`, in units of `noise` squared.
         noise: standard deviation of what is left without the effects of the seeds.
         paired_freedom: degrees of freedom of `noise`.
@@ -56,7 +55,6 @@ class Fit:
 
     numbers: tuple[int, ...]
     counts: np.ndarray
-    means: np.ndarray
     spread: float
     freedom: float
     levels: np.ndarray
@@ -66,7 +64,7 @@ class Fit:
 
     @property
     def half_widths(self) -> np.ndarray:
-        """float64[m]: the interval of each mean reaches so far to both sides; infinite where nothing is known of it."""
+        """float64[m]: the interval of a level reaches so far to both sides; infinite where nothing is known of it."""
         if self.freedom == 0:
             return np.full(len(self.numbers), math.inf)
         half: np.ndarray = _quantile(self.freedom) * self.spread / np.sqrt(self.counts)
@@ -112,12 +110,12 @@ def fit(replicates: Mapping[int, Mapping[int, float]]) -> Fit:
     if all(len(set(replicates[number].values())) == 1 for number in numbers):  # to the last digit, as costs mostly are
         means = np.array([next(iter(replicates[number].values())) for number in numbers])
         nothing = np.zeros((len(numbers), len(numbers)))
-        return Fit(numbers, counts, means, 0.0, float(freedom), means, nothing, 0.0, freedom)
+        return Fit(numbers, counts, 0.0, float(freedom), means, nothing, 0.0, freedom)
     solution = np.linalg.lstsq(design, values, rcond=None)[0]
     left = float(((values - design @ solution) ** 2).sum())
     m = len(numbers)
     return Fit(
-        numbers, counts, means,
+        numbers, counts,
         spread=math.sqrt(scatter / freedom) if freedom else 0.0,
         freedom=_satterthwaite(scatter - left, freedom - paired_freedom, left, paired_freedom),
         levels=solution[:m], covariance=np.linalg.pinv(design.T @ design)[:m, :m],

@@ -413,7 +413,7 @@ def test_a_recommendation_speaks_by_the_replicates_and_how_sure_they_are(real: R
     entry = found.of(chosen.trial.number)
     assert entry in found.kept
     assert entry is not None
-    assert chosen.trial.measurements["perplexity"] == entry.levels["perplexity"]
+    assert chosen.trial.measurements["perplexity"] == entry.values["perplexity"]
     told = " ".join(recommendation_lines(chosen, found))
     assert f"over {entry.seeds} seeds: perplexity" in told
     assert "may be its noise" not in told

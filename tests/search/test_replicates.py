@@ -41,7 +41,7 @@ def test_intervals_hold_the_truth_as_often_as_they_say(seeds: int, more: int, of
         found = fit(measured(generator, true, seeds, of_seeds, own, more=more))
         # One configuration of each repeat: those of one repeat share the effects of their seeds.
         place = int(generator.integers(CONFIGURATIONS))
-        held += abs(found.means[place] - true[place]) <= found.half_widths[place]
+        held += abs(found.levels[place] - true[place]) <= found.half_widths[place]
         difference, half = found.difference(0, 1)
         differences += abs(difference - (true[0] - true[1])) <= half
     # Satterthwaite's degrees of freedom are an approximation; a bootstrap of three would hold in two thirds.
@@ -67,7 +67,7 @@ def test_means_move_with_the_values_and_widths_do_not(values: list[list[float]],
     """An interval says the same of values that are all larger by one number."""
     before = fit({n: dict(enumerate(row)) for n, row in enumerate(values)})
     after = fit({n: {s: v + shift for s, v in enumerate(row)} for n, row in enumerate(values)})
-    assert np.allclose(after.means, before.means + shift, atol=1e-6)
+    assert np.allclose(after.levels, before.levels + shift, atol=1e-6)
     assert after.spread == pytest.approx(before.spread, abs=1e-6)
     assert np.allclose(before.levels.mean() + shift, after.levels.mean(), atol=1e-6)
 

@@ -34,7 +34,10 @@ def trial(number: int, rank: int, loss: float, outcome: Outcome = Outcome.COMPLE
     state = {Outcome.COMPLETE: "COMPLETE", Outcome.STOPPED: "PRUNED"}.get(outcome, "FAIL")
     ended = BEGAN + timedelta(minutes=number + 1)
     configuration = lora(
-        rank=rank, learning_rate=1e-4 * (1 + 7 * number % 11), quantization=("nf4", "bf16")[number % 2]
+        rank=rank,
+        alpha=2.0 * rank,
+        learning_rate=1e-4 * (1 + 7 * number % 11),
+        quantization=("nf4", "bf16")[number % 2],
     )
     return TrialRecord(number, state, configuration, 1, rungs, result, BEGAN, ended)
 
