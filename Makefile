@@ -5,7 +5,7 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint const
 SOURCES := pyproject.toml README.md $(wildcard search/*.py search/*.html trainables/*.py spaces/*.py)
 ROOT ?= runs
 
-.PHONY: demo test check-code tests faults clean
+.PHONY: demo test check-code tests faults slow clean
 
 demo: .venv/installed examples/text/python-reference.txt
 	@rm -rf $(ROOT)/demo
@@ -28,6 +28,11 @@ tests:
 # Whole searches under kills, full disks and hung servers; a quarter of an hour on two cores.
 faults: .venv/installed-test
 	$(BIN)/python -m pytest tests/faults -m "faults or not faults" --durations=10
+	$(BIN)/python -m pytest tests/search -m faults --durations=10
+
+# Whole trainings and simulations beside those of `make test`; five minutes on two cores.
+slow: .venv/installed-test
+	$(BIN)/python -m pytest -m slow --durations=10
 
 # torch comes first and alone, so that nothing else decides which build is taken.
 .venv/dependencies: pyproject.toml constraints.txt

@@ -198,6 +198,7 @@ def test_the_baseline_is_on_the_front_or_beaten_by_it(points: list[tuple[int, in
         assert points[number] != points[0]
 
 
+@pytest.mark.slow
 def test_a_baseline_is_trained_to_the_end_and_shown(ray_session: None, text_file: Path, tmp_path: Path) -> None:
     """A recipe that early stopping would end at its first rung is trial 0 at full fidelity."""
     data = {

@@ -246,6 +246,7 @@ def test_init_begins_with_a_recipe(run: Run, tmp_path: Path) -> None:
     assert not (tmp_path / "other.yaml").exists()
 
 
+@pytest.mark.slow
 def test_a_recipe_from_init_to_the_front(run: Run, ray_session: None, text_file: Path, tmp_path: Path) -> None:
     """The search that `init` begins runs; the recipe is its first trial, and the front is compared with it."""
     (tmp_path / "axolotl.yml").write_text(MINE.format(model=TINY_LLAMA, data=text_file))

@@ -336,6 +336,7 @@ def real(ray_session: None, text_file: Path, tmp_path_factory: pytest.TempPathFa
     return root
 
 
+@pytest.mark.slow
 def test_a_real_front_is_confirmed_beside_its_search(real: RootPaths) -> None:
     """Other seeds, the same training rows, rows to evaluate on that the search never saw, measured peaks; once."""
     before = read_study(real.search("real").study_db)
@@ -358,6 +359,7 @@ def test_a_real_front_is_confirmed_beside_its_search(real: RootPaths) -> None:
     assert again == found == confirmation_of(table, real)
 
 
+@pytest.mark.slow
 def test_more_seeds_later_go_on_from_those_that_there_are(real: RootPaths, text_file: Path) -> None:
     """What was trained stays; other held-out rows would be another confirmation."""
     confirm_search("real", real, seeds=2)
@@ -393,6 +395,7 @@ def test_data_that_leaves_nothing_unseen_is_refused_with_what_to_do(ray_session:
     assert found.kept
 
 
+@pytest.mark.slow
 def test_a_search_without_a_front_cannot_be_confirmed(ray_session: None, text_file: Path, tmp_path: Path) -> None:
     """Exit code 4, as wherever there is no front."""
     search = parse_search({
@@ -406,6 +409,7 @@ def test_a_search_without_a_front_cannot_be_confirmed(ray_session: None, text_fi
         confirm_search("none", root, engine="toy")
 
 
+@pytest.mark.slow
 def test_a_recommendation_speaks_by_the_replicates_and_how_sure_they_are(real: RootPaths) -> None:
     """What it takes is worth choosing, its quality is the mean over seeds, and the report says the same."""
     found = confirm_search("real", real)
@@ -425,6 +429,7 @@ def test_a_recommendation_speaks_by_the_replicates_and_how_sure_they_are(real: R
     assert 'id="confirmed-table"' not in as_html(found.table)
 
 
+@pytest.mark.slow
 def test_a_test_split_is_held_out_and_nobody_else_looks_at_it(ray_session: None, tmp_path: Path) -> None:
     """A search does not mind what is wrong with it; `confirm` does. Ratios that divide badly harm nobody."""
     folder = tmp_path / "data"

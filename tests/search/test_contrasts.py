@@ -137,6 +137,7 @@ def test_averages_over_trials_get_the_rank_wrong_where_contrasts_do_not() -> Non
     assert missed(ranks, "naive") > 3 * missed(ranks, "found")
 
 
+@pytest.mark.slow
 def test_where_nothing_differs_hardly_anything_is_stated() -> None:
     """Without an effect of rank, modules and quantization as rarely as the level says, per independent search."""
     found = checked(0.0, 0.0)

@@ -231,6 +231,7 @@ def wait_for_line(driver: subprocess.Popen[str], words: str) -> None:
     pytest.fail(f"{words!r} never came:\n{''.join(seen)}")
 
 
+@pytest.mark.faults
 def test_an_interrupted_trial_has_the_losses_of_an_uninterrupted_one(
     ray_session: None, text_file: Path, tmp_path: Path
 ) -> None:
@@ -245,13 +246,13 @@ def test_an_interrupted_trial_has_the_losses_of_an_uninterrupted_one(
     def between_rungs() -> list[int]:
         """Trials whose newest checkpoint is not that of a rung."""
         folders = {number: paths.trial(number, 1).checkpoints() for number in range(2)}
-        return [number for number, found in folders.items() if found and found[0][0] not in {16, 336}]
+        return [number for number, found in folders.items() if found and found[0][0] not in {16, 1008}]
 
     space = {"rank": [2, 4, 8], "modules": "attention", "quantization": "bf16", "bias": "none", "dropout": 0.1}
-    training = {"rows": 336, "rungs": [16, 336], "batch_size": 4, "checkpoint_minutes": 0.01}
+    training = {"rows": 1008, "rungs": [16, 1008], "batch_size": 4, "checkpoint_minutes": 0.01}
     data = search_data("cut", text_file, space=space, training=training, budget={"trials": 2}, engine="process")
     with start(REAL_DRIVER, tmp_path, data) as driver:
-        wait_for_line(driver, "at 16 of 336 rows")
+        wait_for_line(driver, "at 16 of 1008 rows")
         while not between_rungs():
             time.sleep(0.05)
         begun = time.monotonic()
@@ -273,9 +274,10 @@ def test_an_interrupted_trial_has_the_losses_of_an_uninterrupted_one(
             assert report.measurements["train_loss"] == expected["train_loss"]
             assert report.measurements["eval_loss"] == expected["eval_loss"]
         session.close()
-        assert [report.rows for report in trial.rungs] == [16, 336]
+        assert [report.rows for report in trial.rungs] == [16, 1008]
 
 
+@pytest.mark.faults
 def test_a_second_signal_ends_the_driver_at_once(ray_session: None, text_file: Path, tmp_path: Path) -> None:
     """Two signals within a moment end the process without ado, and the search can be resumed."""
     with start(TOY_DRIVER, tmp_path, search_data("twice", text_file)) as driver:

@@ -99,6 +99,7 @@ def test_recipes_bring_the_rows_that_the_search_had(
     assert all((exported[0] / entry["file_name"]).is_file() for entry in info.values())
 
 
+@pytest.mark.slow
 def test_the_script_trains_as_the_trial_did(searched: tuple[StudyTable, RootPaths], exported: list[Path]) -> None:
     """The script runs with transformers and PEFT alone, sees the same rows, and comes to about the same loss."""
     table, _ = searched
@@ -173,6 +174,7 @@ def test_a_training_of_the_same_length_is_the_trial(
         train_export(exported[index], tmp_path / "full", Length(epochs=1))
 
 
+@pytest.mark.slow
 def test_a_training_that_was_interrupted_goes_on(exported: list[Path], tmp_path: Path) -> None:
     """Ctrl-C saves and exits with 5, the same command goes on, and the losses are those of one that never stopped."""
     said: list[int] = []
