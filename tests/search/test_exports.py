@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -93,8 +94,7 @@ def test_recipes_bring_the_rows_that_the_search_had(
             assert f"perplexity {number(trial.measurements['perplexity'], OBJECTIVES['perplexity'])}" in text
             assert "seed 0" in text
             assert "peft" in text
-            assert str(TINY_LLAMA) not in text
-            assert str(qa_file) not in text
+            assert not re.search(r"(^|[\s'\"])/\w", text, re.MULTILINE), "a path of this machine"
     info = json.loads((exported[0] / "dataset_info.json").read_text())
     assert all((exported[0] / entry["file_name"]).is_file() for entry in info.values())
 
