@@ -43,12 +43,11 @@ def waiting(what: str, console: Console | None = None, clock: Clock = time.monot
         redirect_stdout=beside, redirect_stderr=beside,
     )  # fmt: skip
     task = bar.add_task(what, total=None)
-    began: list[tuple[float, int]] = []
+    heard: list[tuple[float, int]] = []
 
     def step(done: int, total: int) -> None:
-        if not began:
-            began.append((clock(), done))
-        bar.update(task, description=f"{what}: {progress(began[0], (clock(), done), total)}")
+        heard[1:] = [(clock(), done)]
+        bar.update(task, description=f"{what}: {progress(heard[0], heard[-1], total)}")
 
     with bar:
         yield step
