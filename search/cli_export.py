@@ -73,4 +73,4 @@ def _say(report: Report, total: int) -> None:
     """What an evaluation found."""
     names = ("perplexity", "accuracy", "f1", "eval_loss")
     found = [f"{name} {report.measurements[name]:.5g}" for name in names if name in report.measurements]
-    typer.echo(f"{report.rows} of {total} rows: {', '.join(found)}")
+    print(f"{report.rows} of {total} rows: {', '.join(found)}")  # typer's echo would go into the line that is drawn
