@@ -79,7 +79,7 @@ def export_front(
         from lorafront.search.recipe_rows import rows_of
 
         write_rows(rows_of(table.search, tokens), recipes, out)
-    folders = []
+    folders: list[Path] = []
     confirmed = confirmation_of(table, RootPaths(paths.folder.parent))
     for trial in chosen:
         step(len(folders), len(chosen))
