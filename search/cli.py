@@ -378,11 +378,18 @@ def _confirm(table: StudyTable, root: RootPaths, engine: str = "process", device
     """Where the search's file asks for it, train its front again with other seeds."""
     if table.search.confirm is None or table.search.confirms is not None:
         return
+    from lorafront.search.compare import compare_search
     from lorafront.search.confirm import confirm_search
     from lorafront.search.placement import rehearsed
 
     typer.echo("the front is trained again with other seeds")
     found = confirm_search(table.search.name, root, observer(), engine=engine, devices=rehearsed(devices))
+    baselines = table.search.confirm.baselines
+    if baselines:
+        typer.echo(f"and so is what it is compared with: {', '.join(baselines)}")
+        found = compare_search(
+            table.search.name, root, baselines, observer(), engine=engine, devices=rehearsed(devices)
+        )
     show_confirmation(found)
 
 

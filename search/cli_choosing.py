@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import textwrap
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
 
@@ -87,6 +87,42 @@ def confirm(
         seeds=seeds,
         hours=hours,
         held_out=held_out,
+        engine=engine,
+        devices=rehearsed(devices),
+    )
+    show_confirmation(found, as_json=as_json)
+
+
+@app.command()
+def compare(
+    name: Name,
+    baseline: Annotated[str, typer.Option(help="With commas: default (what guides recommend), full.")] = "default",
+    seeds: Annotated[
+        int | None, typer.Option(min=2, max=99, help="Replicates of a baseline [as many as `confirm` may use].")
+    ] = None,
+    hours: Annotated[float | None, typer.Option(min=0.001, help="Hours that it may take, all calls together.")] = None,
+    root: Root = None,
+    as_json: Json = False,
+    engine: Engine = "process",
+    devices: Devices = "",
+) -> None:
+    """Train the recommended default, or the whole model, beside the front: the same seeds, and rows it never saw."""
+    from lorafront.search.compare import compare_search
+    from lorafront.search.placement import rehearsed
+    from lorafront.search.progress import Silent
+    from lorafront.search.search_file import Baseline
+
+    asked = [one.strip() for one in baseline.split(",")]
+    known = get_args(Baseline)
+    if unknown := [one for one in asked if one not in known]:
+        raise InvalidInput(f"--baseline takes {', '.join(known)} (got {unknown[0]!r})")
+    found = compare_search(
+        name,
+        searches_under(root),
+        [one for one in known if one in asked],
+        Silent() if as_json else observer(),
+        seeds=seeds,
+        hours=hours,
         engine=engine,
         devices=rehearsed(devices),
     )

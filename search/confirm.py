@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from lorafront.search.comparison import compared
 from lorafront.search.confirmation import Confirmation, confirmation, following, seeds_of
 from lorafront.search.front import front_of
 from lorafront.search.ownership import is_driven
@@ -23,8 +25,8 @@ if TYPE_CHECKING:
     from lorafront.search.placement import Devices
     from lorafront.search.progress import Observer
 
-SUFFIX = "-confirm"
-LONGEST = 64 - len(SUFFIX)
+CONFIRM, COMPARE = "-confirm", "-compare"
+LONGEST = 64 - len(CONFIRM)
 
 
 def confirm_search(
@@ -67,7 +69,7 @@ def confirm_search(
         raise InvalidInput(f"{name} is itself a confirmation, of {table.search.confirms}")
     if not front_of(table):
         raise NoFront(f"search {name!r} has no feasible trial at full fidelity to confirm")
-    earlier = _of(name, root) if own.study_db.is_file() else None
+    earlier = replicates_of(name, root) if own.study_db.is_file() else None
     before = (earlier or table).search.confirm or Confirm()
     if earlier is not None:
         before = before.model_copy(update={"hours": earlier.search.budget.hours})  # which `extend` may have raised
@@ -92,20 +94,24 @@ def confirmation_of(table: StudyTable, root: RootPaths) -> Confirmation | None:
     if len(table.search.name) > LONGEST:
         return None
     with contextlib.suppress(SearchNotFound, SearchExists):
-        own = _of(table.search.name, root)
-        return confirmation(table, own, (own.search.confirm or Confirm()).seeds)
+        own = replicates_of(table.search.name, root)
+        found = confirmation(table, own, (own.search.confirm or Confirm()).seeds)
+        with contextlib.suppress(SearchNotFound, SearchExists):
+            baselines = replicates_of(table.search.name, root, COMPARE)
+            return found and replace(found, compared=compared(table, found, own, baselines))
+        return found
     return None
 
 
-def name_of(name: str) -> str:
-    """Of the search that holds the replicates.
+def name_of(name: str, suffix: str = CONFIRM) -> str:
+    """Of the search that holds the replicates of its front, or of what it is compared with.
 
     Raises:
         InvalidInput: the name leaves no room for the suffix.
     """
     if len(name) > LONGEST:
-        raise InvalidInput(f"{name} is too long a name for {name}{SUFFIX}: at most {LONGEST} characters")
-    return f"{name}{SUFFIX}"
+        raise InvalidInput(f"{name} is too long a name for {name}{suffix}: at most {LONGEST} characters")
+    return f"{name}{suffix}"
 
 
 def replicates(table: StudyTable, confirm: Confirm, held_out: str | None = None, *, apart: bool) -> SearchFile:
@@ -124,7 +130,7 @@ def replicates(table: StudyTable, confirm: Confirm, held_out: str | None = None,
     changes: dict[str, Any] = {
         "name": name_of(search.name),
         "confirms": search.name,
-        "confirm": confirm.model_dump(),
+        "confirm": {**confirm.model_dump(), "baselines": []},
         "data": {**said["data"], "evaluate_on": "held_out", **({"test_path": held_out} if held_out else {})},
         "space": {**said["space"], "seed": {"low": seeds[0], "high": seeds[-1]}},
         "training": {**said["training"], "rungs": 1},
@@ -141,17 +147,17 @@ def replicates(table: StudyTable, confirm: Confirm, held_out: str | None = None,
     return SearchFile.model_validate({**said, **changes})
 
 
-def _of(name: str, root: RootPaths) -> StudyTable:
-    """The replicates of a search.
+def replicates_of(name: str, root: RootPaths, suffix: str = CONFIRM) -> StudyTable:
+    """The replicates of a search's front, or of what it is compared with.
 
     Raises:
         SearchNotFound: there are none.
         SearchExists: another search has their name.
     """
-    own = root.existing(name_of(name))
+    own = root.existing(name_of(name, suffix))
     table = read_study(own.study_db)
     if table.search.confirms != name:
-        raise SearchExists(f"{own.folder} is another search than the confirmation of {name!r}; move it away")
+        raise SearchExists(f"{own.folder} is another search than the one with the replicates of {name!r}; move it away")
     return table
 
 

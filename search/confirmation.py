@@ -11,9 +11,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from lorafront.search.comparison import Compared
 
 from lorafront.search.baseline import baseline_of
 from lorafront.search.front import axes_of, front_of, values
@@ -29,7 +32,7 @@ UNSURE = (0.05, 0.95)  # probabilities of being on the front between which a fur
 DRAWS, DRAWS_NEAR = 2000, 400
 TRIFLE_GIB, TRIFLE = 0.1, 0.02  # of memory: nobody chooses by less than 0.1 GiB, on tiny models by less than 2 %
 
-Role = Literal["front", "near the front", "baseline"]
+Role = Literal["front", "near the front", "baseline", "compared"]
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,8 @@ class Replicated:
 
     Attributes:
         trial: of the search.
-        role: whether it was on the search's front; the user's recipe may have been, and is trained again in any case.
+        role: whether it was on the search's front; the user's recipe may have been, and is trained again in any case;
+            what the search is compared with is no trial of it.
         results: complete replicates, by seed.
         lost: seeds with which it diverged or failed.
         running: seeds that have not ended.
@@ -118,6 +122,7 @@ class Confirmation:
         spread: standard deviation over seeds of the quality, on its scale; None where nothing has two replicates.
         bias: of the search's estimates.
         waiting: replicates that are still to be trained.
+        compared: what else was trained on the same terms (search/comparison.py).
     """
 
     table: StudyTable
@@ -128,6 +133,7 @@ class Confirmation:
     spread: float | None
     bias: Bias
     waiting: int
+    compared: tuple[Compared, ...] = ()
 
     @property
     def entries(self) -> tuple[Confirmed, ...]:
@@ -161,7 +167,7 @@ def following(table: StudyTable, own: StudyTable | None, seeds: int) -> list[Lor
     known = [member for member in members if member.results]
     if not known:  # all of them diverged: there is nothing to compare with
         return []
-    judged = _Judged(table, known)
+    judged = Judged(table, known)
     near = _missing((Replicated(trial, "near the front") for trial in judged.rivals(members)), chosen[:FIRST])
     if near:
         return near
@@ -188,17 +194,20 @@ def replicated(table: StudyTable, own: StudyTable | None) -> list[Replicated]:
     for trial in table.complete:
         if trial.number not in roles:
             continue
-        ended: Mapping[int, TrialRecord] = {t.lora.seed or 0: t for t in replicates.get(trial.number, ())}
-        found.append(
-            Replicated(
-                trial,
-                roles[trial.number],
-                {seed: one for seed, one in ended.items() if _complete(one, table)},
-                frozenset(s for s, one in ended.items() if one.outcome is not None and not _complete(one, table)),
-                frozenset(seed for seed, one in ended.items() if one.outcome is None),
-            )
-        )
+        found.append(of_trial(trial, roles[trial.number], replicates.get(trial.number, ()), table))
     return found
+
+
+def of_trial(trial: TrialRecord, role: Role, replicates: Iterable[TrialRecord], table: StudyTable) -> Replicated:
+    """A configuration with its replicates, by how they ended."""
+    by_seed = {one.lora.seed or 0: one for one in replicates}
+    return Replicated(
+        trial,
+        role,
+        {seed: one for seed, one in by_seed.items() if _complete(one, table)},
+        frozenset(seed for seed, one in by_seed.items() if one.outcome is not None and not _complete(one, table)),
+        frozenset(seed for seed, one in by_seed.items() if one.outcome is None),
+    )
 
 
 def confirmation(table: StudyTable, own: StudyTable, seeds: int) -> Confirmation | None:
@@ -213,7 +222,7 @@ def confirmation(table: StudyTable, own: StudyTable, seeds: int) -> Confirmation
     known = [member for member in members if member.results]
     if not known:
         return None
-    judged = _Judged(table, known)
+    judged = Judged(table, known)
     quality = axes_of(table.search.objective_list)[1]
     if judged.fits[quality.name].freedom == 0:
         return None
@@ -246,7 +255,7 @@ def as_confirmed(found: Confirmation) -> StudyTable:
     return replace(found.table, trials=tuple(trials))
 
 
-class _Judged:
+class Judged:
     """Configurations with replicates, each objective fitted."""
 
     def __init__(self, table: StudyTable, members: Sequence[Replicated]) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from rich.table import Table
 
+from lorafront.search.comparison import Compared
 from lorafront.search.confirmation import Confirmation, Confirmed
 from lorafront.search.front import values
 from lorafront.search.replicates import RATIOS
@@ -14,6 +15,10 @@ from lorafront.search.study_table import VRAM
 from lorafront.search.tables import COMPACT, heading, number
 from lorafront.spaces.objectives import Objective
 
+COMPARED = {
+    "default": "the recommended default",
+    "full": "full fine-tuning",
+}
 CERTAIN = 0.995  # probabilities are told in per cent
 
 
@@ -34,6 +39,10 @@ def confirmation_table(found: Confirmation) -> Table:
         seeds = f"{entry.seeds}" + (f" of {entry.seeds + entry.lost}" if entry.lost else "")
         said = verdict(found, entry)
         shown.add_row(str(entry.trial.number), entry.trial.lora.label, seeds, *cells, chance(entry.probability), said)
+    for one in found.compared:
+        entry = one.entry
+        measured = [with_interval(entry, objective) if entry else "" for objective in objectives]
+        shown.add_row(one.name, one.lora.label, str(entry.seeds if entry else 0), *measured, "", "")
     shown.caption = (
         "± is the 95 % interval of the mean over seeds, on rows that the search never\n"
         "saw; chance is that of being on the front"
@@ -58,6 +67,7 @@ def lines(found: Confirmation) -> list[str]:
     if second:
         told.append(f"{', '.join(second)}: on the same second rows as in the search")
     told += [_to_baseline(found, entry) for entry in found.kept if entry.to_baseline is not None]
+    told += [line for one in found.compared for line in _against(found, one)]
     if found.waiting:
         told.append(
             f"{found.waiting} replicate{'s are' if found.waiting > 1 else ' is'} still to come: "
@@ -69,17 +79,32 @@ def lines(found: Confirmation) -> list[str]:
 def _to_baseline(found: Confirmation, entry: Confirmed) -> str:
     """What it has more than the user's recipe at the same seeds: of the quality, and of the peak where it is known."""
     own = next(one for one in found.entries if one.role == "baseline")
-    more, half = entry.to_baseline or (0.0, 0.0)
-    quality = found.quality
+    said = _differs(found.quality, entry.to_baseline or (0.0, 0.0), entry, own)
+    return f"trial {entry.trial.number} against the baseline, trial {own.trial.number}: {said}"
+
+
+def _differs(quality: Objective, difference: tuple[float, float], entry: Confirmed, other: Confirmed) -> str:
+    """What one has more than another: of the quality at the same seeds, and of the peak where it is known."""
+    more, half = difference
     if quality.name in RATIOS:
         said = f"{100 * math.expm1(more):+.2g} ± {100 * math.expm1(half):.2g} %" if math.isfinite(half) else "unsure"
     else:
         said = f"{more:+.2g} ± {half:.2g}"
-    memory = [f", peak VRAM {entry.values[VRAM] - own.values[VRAM]:+.3g} GiB"] if VRAM in entry.values else []
-    return (
-        f"trial {entry.trial.number} against the baseline, trial {own.trial.number}: {quality.label} {said}"
-        + "".join(memory)
-    )
+    memory = f", peak VRAM {entry.values[VRAM] - other.values[VRAM]:+.3g} GiB" if VRAM in entry.values else ""
+    return f"{quality.label} {said}{memory}"
+
+
+def _against(found: Confirmation, one: Compared) -> list[str]:
+    """What the front has more than a baseline, or why nobody knows."""
+    name = COMPARED[one.name]
+    if one.entry is None:
+        return [f"{name}: {'; '.join(one.ended) or 'nothing has come to its end yet'}"]
+    lost = [f"{name}: some of its trials ended otherwise: {'; '.join(one.ended)}"] if one.ended else []
+    return lost + [
+        f"trial {entry.trial.number} against {name}: "
+        + _differs(found.quality, one.differences[entry.trial.number][found.quality.name], entry, one.entry)
+        for entry in found.kept
+    ]
 
 
 def how_sure(found: Confirmation, number: int) -> list[str]:
@@ -102,7 +127,7 @@ def verdict(found: Confirmation, entry: Confirmed) -> str:
         return f"as good: {by}"
     if entry in found.beaten:
         return "baseline" if entry.role == "baseline" else "beaten"
-    return {"front": "", "near the front": "new", "baseline": "baseline"}[entry.role]
+    return {"front": "", "near the front": "new", "baseline": "baseline", "compared": ""}[entry.role]
 
 
 def with_interval(entry: Confirmed, objective: Objective) -> str:
@@ -135,7 +160,7 @@ def as_json(found: Confirmation) -> dict[str, Any]:
             "seeds": entry.seeds,
             "lost": entry.lost,
             "values": dict(entry.values),
-            "intervals": {n: [e if math.isfinite(e) else None for e in ends] for n, ends in entry.intervals.items()},
+            "intervals": _ends(entry),
             "estimated": estimated,
             "probability": entry.probability,
             "covers": list(entry.covers),
@@ -154,7 +179,29 @@ def as_json(found: Confirmation) -> dict[str, Any]:
         "spread": found.spread,
         "bias": {"total": found.bias.total, "rows": found.bias.rows, "luck": found.bias.luck},
         "waiting": found.waiting,
+        "compared": [_compared(one) for one in found.compared],
     }
+
+
+def _compared(one: Compared) -> dict[str, Any]:
+    """A baseline; differences are those of `kept` to it, on the scale of the objective, with half the interval."""
+    entry = one.entry
+    return {
+        "baseline": one.name,
+        "params": one.lora.model_dump(mode="json"),
+        "ended": list(one.ended),
+        "seeds": entry.seeds if entry else 0,
+        "values": dict(entry.values) if entry else {},
+        "intervals": _ends(entry) if entry else {},
+        "differences": {
+            str(number): {name: [v if math.isfinite(v) else None for v in pair] for name, pair in by_objective.items()}
+            for number, by_objective in one.differences.items()
+        },
+    }
+
+
+def _ends(entry: Confirmed) -> dict[str, list[float | None]]:
+    return {name: [end if math.isfinite(end) else None for end in ends] for name, ends in entry.intervals.items()}
 
 
 def _amount(size: float, objective: Objective) -> str:

@@ -126,6 +126,8 @@ def _chosen(table: StudyTable, numbers: Sequence[int]) -> list[TrialRecord]:
     for wanted in numbers:
         if wanted not in complete:
             raise InvalidInput(f"trial {wanted} did not finish at full fidelity; those that did: {sorted(complete)}")
+        if complete[wanted].lora.method == "full":
+            raise InvalidInput(f"trial {wanted} is a full fine-tuning: it has no adapter to export")
     return [complete[wanted] for wanted in numbers]
 
 
