@@ -1,8 +1,8 @@
 """What a front is compared with beside the user's own recipe: the recommended default, and full fine-tuning. Pure.
 
 Each is trained with the seeds of the replicates, on the same rows, in a search of its own, `NAME-compare`; differences
-are paired by seed. A front has tuned its learning rate, so full fine-tuning gets three of them and is told with the one
-that did best on the search's own rows; the rows that the search never saw choose nothing.
+are paired by seed. A front has tuned its learning rate, so that of full fine-tuning is tuned too: three are tried, and
+further ones while the last of them is the best on the search's own rows; the rows that it never saw choose nothing.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from lorafront.spaces.presets import PRESETS
 from lorafront.spaces.quantization import UNQUANTIZED
 from lorafront.trainables.data import SEARCHED
 
-# Of the front's learning rate. Full fine-tuning is best at about a tenth of it (Schulman et al. 2025, LoRA Without
-# Regret), and nobody knows how nearly for this model.
-PARTS_OF_RATE = (1 / 30, 1 / 10, 1 / 3)
+# Full fine-tuning is best at about a tenth of LoRA's learning rate (Schulman et al. 2025, LoRA Without Regret), and
+# nobody knows how nearly for this model: so many steps below and above it, two of them a factor of ten.
+STEPS, FIRST_STEPS = range(-4, 5), (-1, 0, 1)
 NOWHERE = -1  # number of a baseline: it is a trial of no search
 RATES = {"low": 1e-8, "high": 1.0, "log": True}
 
@@ -50,7 +50,7 @@ class Compared:
 
 
 def configurations(table: StudyTable, name: Baseline) -> list[LoraConfiguration]:
-    """What is tried of a baseline: one configuration, or one for each learning rate."""
+    """What may be tried of a baseline: one configuration, or one for each learning rate, the lowest first."""
     defaults = table.search.training.defaults()
     if name == "default":
         point = dict(PRESETS[0].point)
@@ -58,7 +58,8 @@ def configurations(table: StudyTable, name: Baseline) -> list[LoraConfiguration]
     rates = [math.log(trial.lora.learning_rate) for trial in front_of(table)]
     middle = math.exp(sum(rates) / len(rates))
     whole = {"method": "full", "quantization": _stored(table.search)}
-    return [resolve({**whole, "learning_rate": float(f"{part * middle:.2g}")}, defaults) for part in PARTS_OF_RATE]
+    rates = [float(f"{middle * 10 ** (step / 2 - 1):.2g}") for step in STEPS]
+    return [resolve({**whole, "learning_rate": rate}, defaults) for rate in rates]
 
 
 def _stored(search: SearchFile) -> str:
@@ -98,7 +99,9 @@ def following(table: StudyTable, own: StudyTable | None, confirm: Confirm) -> li
         unseen = [lora.with_seed(seeds[0]) for lora, member in tried.items() if not _saw(member, seeds[0])]
         if len(tried) == 1 or not (unseen or any(member and member.running for member in tried.values())):
             lora = _best(table, tried, seeds[0])
-            unseen = [lora.with_seed(seed) for seed in seeds if not _saw(tried[lora], seed)] if lora else []
+            beyond = _beyond(table, name, tried, lora)
+            chosen = [lora.with_seed(seed) for seed in seeds if not _saw(tried[lora], seed)] if lora else []
+            unseen = [beyond.with_seed(seeds[0])] if beyond else chosen
         found += unseen
     return found
 
@@ -138,11 +141,26 @@ def compared(
 def _tried(table: StudyTable, own: StudyTable | None, name: Baseline) -> dict[LoraConfiguration, Replicated | None]:
     """What is tried of a baseline, with its replicates; None before the first."""
     found: dict[LoraConfiguration, Replicated | None] = {}
-    for lora in configurations(table, name):
+    for place, lora in enumerate(possible := configurations(table, name)):
         trials = [trial for trial in (own.trials if own else ()) if trial.lora.with_seed(None) == lora]
         there = replace(trials[0], number=NOWHERE, lora=lora) if trials else None
-        found[lora] = of_trial(there, "compared", trials, table) if there else None
+        if there or len(possible) == 1 or STEPS[place] in FIRST_STEPS:
+            found[lora] = of_trial(there, "compared", trials, table) if there else None
     return found
+
+
+def _beyond(
+    table: StudyTable,
+    name: Baseline,
+    tried: Mapping[LoraConfiguration, Replicated | None],
+    best: LoraConfiguration | None,
+) -> LoraConfiguration | None:
+    """The next learning rate, where the best so far is the lowest or the highest of several."""
+    rates, possible = list(tried), configurations(table, name)
+    if best is None or len(rates) == 1 or best not in (rates[0], rates[-1]):
+        return None
+    place = possible.index(best) + (1 if best == rates[-1] else -1)
+    return possible[place] if 0 <= place < len(possible) else None
 
 
 def _best(
