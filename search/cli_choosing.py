@@ -70,6 +70,9 @@ def confirm(
     held_out: Annotated[
         str | None, typer.Option(help="Rows that the search never saw [those that its data leaves].")
     ] = None,
+    longer: Annotated[
+        bool, typer.Option("--longer", help="With twice the rows, to see whether those that win hold.")
+    ] = False,
     root: Root = None,
     as_json: Json = False,
     engine: Engine = "process",
@@ -87,6 +90,7 @@ def confirm(
         seeds=seeds,
         hours=hours,
         held_out=held_out,
+        longer=longer,
         engine=engine,
         devices=rehearsed(devices),
     )

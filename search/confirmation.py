@@ -123,6 +123,7 @@ class Confirmation:
         bias: of the search's estimates.
         waiting: replicates that are still to be trained.
         compared: what else was trained on the same terms (search/comparison.py).
+        longer: the replicates were trained longer than the trials of the search.
     """
 
     table: StudyTable
@@ -134,6 +135,7 @@ class Confirmation:
     bias: Bias
     waiting: int
     compared: tuple[Compared, ...] = ()
+    longer: bool = False
 
     @property
     def entries(self) -> tuple[Confirmed, ...]:
@@ -167,7 +169,7 @@ def following(table: StudyTable, own: StudyTable | None, seeds: int) -> list[Lor
     known = [member for member in members if member.results]
     if not known:  # all of them diverged: there is nothing to compare with
         return []
-    judged = Judged(table, known)
+    judged = Judged(table, known, longer=own is not None and _longer(table, own))
     near = _missing((Replicated(trial, "near the front") for trial in judged.rivals(members)), chosen[:FIRST])
     if near:
         return near
@@ -240,6 +242,7 @@ def confirmation(table: StudyTable, own: StudyTable, seeds: int) -> Confirmation
         spread=noise.spread if noise.freedom else None,
         bias=judged.bias(quality),
         waiting=len(following(table, own, seeds)) + running,
+        longer=_longer(table, own),
     )  # fmt: skip
 
 
@@ -258,8 +261,9 @@ def as_confirmed(found: Confirmation) -> StudyTable:
 class Judged:
     """Configurations with replicates, each objective fitted."""
 
-    def __init__(self, table: StudyTable, members: Sequence[Replicated]) -> None:
+    def __init__(self, table: StudyTable, members: Sequence[Replicated], *, longer: bool = False) -> None:
         self.table = table
+        self.longer = longer
         self.members = members
         self.objectives = table.search.objective_list
         self.fits: dict[str, Fit] = {
@@ -375,7 +379,7 @@ class Judged:
 
     def _shift(self, objective: Objective) -> float:
         """How far replicates lie from estimates for another reason than luck, as far as that can be told."""
-        rows = self._other_rows(self.members) if objective.name == "perplexity" else None
+        rows = self._other_rows(self.members) if objective.name == "perplexity" and not self.longer else None
         if rows is not None:
             return rows
         known = self.fits[objective.name]
@@ -389,6 +393,12 @@ class Judged:
         if objective.name in RATIOS:
             return math.log1p(TRIFLE)
         return min(TRIFLE_GIB, TRIFLE * least) if objective.name == VRAM else TRIFLE * least
+
+
+def _longer(table: StudyTable, own: StudyTable) -> bool:
+    """Whether the replicates see more rows than the trials of the search."""
+    here, there = (found.data.get("rungs") or [0] for found in (own, table))
+    return int(here[-1]) > int(there[-1])
 
 
 def _merged(

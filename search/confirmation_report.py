@@ -19,13 +19,14 @@ COMPARED = {
     "default": "the recommended default",
     "full": "full fine-tuning",
 }
+LONGER = " and twice the rows"
 CERTAIN = 0.995  # probabilities are told in per cent
 
 
 def confirmation_table(found: Confirmation) -> Table:
     """For a terminal of 80 columns: what to choose from, then what that makes needless, then what is beaten."""
     objectives = found.table.search.objective_list
-    title = f"Front of {found.table.search.name}, trained again with other seeds"
+    title = f"Front of {found.table.search.name}, trained again with other seeds{LONGER if found.longer else ''}"
     shown = Table(title=title, title_justify="left", caption_justify="left", **COMPACT)
     shown.add_column("trial", justify="right", no_wrap=True)
     shown.add_column("configuration", overflow="fold", min_width=14)
@@ -40,9 +41,8 @@ def confirmation_table(found: Confirmation) -> Table:
         said = verdict(found, entry)
         shown.add_row(str(entry.trial.number), entry.trial.lora.label, seeds, *cells, chance(entry.probability), said)
     for one in found.compared:
-        entry = one.entry
-        measured = [with_interval(entry, objective) if entry else "" for objective in objectives]
-        shown.add_row(one.name, one.lora.label, str(entry.seeds if entry else 0), *measured, "", "")
+        cells = [with_interval(one.entry, objective) if one.entry else "" for objective in objectives]
+        shown.add_row(one.name, one.lora.label, str(one.entry.seeds if one.entry else 0), *cells, "", "")
     shown.caption = (
         "± is the 95 % interval of the mean over seeds, on rows that the search never\n"
         "saw; chance is that of being on the front"
@@ -60,9 +60,11 @@ def lines(found: Confirmation) -> list[str]:
         )
     gap, worse = _amount(abs(found.bias.total), quality), "worse" if found.bias.total >= 0 else "better"
     line = f"{quality.label} is {gap} {worse} here than the search had it for its front"
-    if found.bias.rows is not None and found.bias.luck is not None:
+    if found.longer:
+        line += ", after twice the rows"
+    elif found.bias.rows is not None and found.bias.luck is not None:
         line += f" ({_signed(found.bias.luck)} by luck of the seed, {_signed(found.bias.rows)} by other rows)"
-    told.append(line)
+    told += [line, *(_holds(found) if found.longer else [])]
     second = [o.label for o in found.table.search.objective_list if o.name.startswith("eval_")]
     if second:
         told.append(f"{', '.join(second)}: on the same second rows as in the search")
@@ -71,9 +73,22 @@ def lines(found: Confirmation) -> list[str]:
     if found.waiting:
         told.append(
             f"{found.waiting} replicate{'s are' if found.waiting > 1 else ' is'} still to come: "
-            f"lorafront confirm {found.table.search.name}"
+            f"lorafront confirm {found.table.search.name}{' --longer' if found.longer else ''}"
         )
     return told
+
+
+def _holds(found: Confirmation) -> list[str]:
+    """Who of the front stays on it, who leaves it, and who comes."""
+    stay = [entry for entry in (*found.kept, *found.needless) if entry.role == "front"]
+    leave = [entry for entry in found.beaten if entry.role == "front"]
+    come = [entry for entry in found.kept if entry.role != "front"]
+    named = {"still on the front": stay, "no longer on it": leave, "new on it": come}
+    return [
+        f"{words}: trial{'s' if len(entries) > 1 else ''} {', '.join(str(entry.trial.number) for entry in entries)}"
+        for words, entries in named.items()
+        if entries
+    ]
 
 
 def _to_baseline(found: Confirmation, entry: Confirmed) -> str:
@@ -86,10 +101,13 @@ def _to_baseline(found: Confirmation, entry: Confirmed) -> str:
 def _differs(quality: Objective, difference: tuple[float, float], entry: Confirmed, other: Confirmed) -> str:
     """What one has more than another: of the quality at the same seeds, and of the peak where it is known."""
     more, half = difference
-    if quality.name in RATIOS:
-        said = f"{100 * math.expm1(more):+.2g} ± {100 * math.expm1(half):.2g} %" if math.isfinite(half) else "unsure"
+    if not math.isfinite(half):
+        said = "unsure"
+    elif quality.name in RATIOS:
+        low, middle, high = (f"{_two(100 * math.expm1(end)):+g}" for end in (more - half, more, more + half))
+        said = f"{middle} % ({low} to {high})"
     else:
-        said = f"{more:+.2g} ± {half:.2g}"
+        said = f"{_two(more):+g} ± {_two(half):g}"
     memory = f", peak VRAM {entry.values[VRAM] - other.values[VRAM]:+.3g} GiB" if VRAM in entry.values else ""
     return f"{quality.label} {said}{memory}"
 
@@ -137,7 +155,7 @@ def with_interval(entry: Confirmed, objective: Objective) -> str:
     told = number(value, objective)
     if not math.isfinite(half) or half <= 1e-6 * abs(value):
         return told if math.isfinite(half) or not objective.quality else f"{told} ± ?"
-    return f"{told} ± {half:.2g}"
+    return f"{told} ± {_two(half):g}"
 
 
 def chance(probability: float) -> str:
@@ -179,6 +197,7 @@ def as_json(found: Confirmation) -> dict[str, Any]:
         "spread": found.spread,
         "bias": {"total": found.bias.total, "rows": found.bias.rows, "luck": found.bias.luck},
         "waiting": found.waiting,
+        "longer": found.longer,
         "compared": [_compared(one) for one in found.compared],
     }
 
@@ -207,6 +226,11 @@ def _ends(entry: Confirmed) -> dict[str, list[float | None]]:
 def _amount(size: float, objective: Objective) -> str:
     """On the scale of the objective: of what is compared by ratios in per cent."""
     return f"{100 * math.expm1(size):.2g} %" if objective.name in RATIOS else f"{size:.2g} {objective.unit}".rstrip()
+
+
+def _two(value: float) -> float:
+    """Of two digits."""
+    return float(f"{value:.2g}")
 
 
 def _signed(size: float) -> str:

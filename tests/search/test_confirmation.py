@@ -406,3 +406,28 @@ def test_a_test_split_is_held_out_and_nobody_else_looks_at_it(ray_session: None,
     told = load_tokenizer(search.model).decode([int(token) for i in range(len(rows)) for token in rows.row(i)[0]])
     assert "215" in told
     assert "115" not in told
+
+
+def test_a_front_that_turns_over_with_twice_the_rows_is_told() -> None:
+    """What wins a short training may lose a longer one: who stays, who leaves, and who comes, by trial."""
+    table = replace(study((10.0, 8.0), (20.0, 4.0), (20.4, 3.9)), data={"rungs": [8, 16]})
+    longer = replace(table, data={"rungs": [32]})
+    factors = {1: 0.9, 2: 0.4, 3: 0.9}
+
+    def measure(one: LoraConfiguration) -> dict[str, float]:
+        measured = around(table, 0.001)(one) or {}
+        return {**measured, "perplexity": measured["perplexity"] * factors[one.rank]}
+
+    own, _ = trained(table, measure)
+    found = confirmation(table, replace(own, data=longer.data), 3)
+    assert found is not None
+    assert found.longer
+    told = lines(found)
+    assert "still on the front: trials 1, 2" in told
+    assert "no longer on it: trial 0" in told
+    assert "with other seeds and twice the rows" in " ".join(drawn(found).split())
+    search = replicates(table, Confirm(seeds=2), apart=False, longer=True)
+    assert (search.name, search.training.rows, search.training.epochs) == ("n-horizon", 32, None)
+    again = confirmation(table, own, 3)
+    assert again is not None
+    assert not again.longer
