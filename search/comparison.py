@@ -12,8 +12,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from lorafront.search.confirmation import Confirmation, Confirmed, Judged, Replicated, of_trial, replicated, seeds_of
+from lorafront.search.confirmation import Confirmation, replicated, seeds_of
 from lorafront.search.front import axes_of, front_of
+from lorafront.search.judged import Confirmed, Judged, Replicated, of_trial
 from lorafront.search.search_file import Baseline, Confirm, SearchFile
 from lorafront.search.study_table import StudyTable, TrialRecord
 from lorafront.spaces.lora import LoraConfiguration, resolve

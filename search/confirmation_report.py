@@ -8,8 +8,9 @@ from typing import Any
 from rich.table import Table
 
 from lorafront.search.comparison import Compared
-from lorafront.search.confirmation import Confirmation, Confirmed
+from lorafront.search.confirmation import Confirmation
 from lorafront.search.front import values
+from lorafront.search.judged import Confirmed
 from lorafront.search.replicates import RATIOS
 from lorafront.search.study_table import VRAM
 from lorafront.search.tables import COMPACT, heading, number

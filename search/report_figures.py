@@ -15,9 +15,10 @@ import plotly.graph_objects as go
 from moocore import hypervolume
 
 from lorafront.search.baseline import baseline_of
-from lorafront.search.confirmation import Confirmation, Confirmed
+from lorafront.search.confirmation import Confirmation
 from lorafront.search.confirmation_report import COMPARED, chance, with_interval
 from lorafront.search.front import axes_of, front_of, values
+from lorafront.search.judged import Confirmed
 from lorafront.search.study_table import VRAM, StudyTable, TrialRecord
 from lorafront.search.tables import number
 from lorafront.spaces.lora import HYPERPARAMETERS

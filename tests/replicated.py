@@ -10,10 +10,11 @@ import numpy as np
 from support import lora
 
 from lorafront.search.confirm import replicates
-from lorafront.search.confirmation import SEARCHED, following
+from lorafront.search.confirmation import following
 from lorafront.search.search_file import Confirm, parse_search
 from lorafront.search.study_table import StudyTable, TrialRecord
 from lorafront.spaces.lora import LoraConfiguration
+from lorafront.trainables.data import SEARCHED
 from lorafront.trainables.outcome import Outcome
 from lorafront.trainables.trial import Report
 

@@ -15,7 +15,7 @@ from support import TINY_LLAMA
 from lorafront.search.compare import baselines_of, compare_search
 from lorafront.search.comparison import Compared, compared, configurations, following
 from lorafront.search.confirm import confirmation_of, replicates
-from lorafront.search.confirmation import SEARCHED, Confirmation, confirmation
+from lorafront.search.confirmation import Confirmation, confirmation
 from lorafront.search.confirmation_report import as_json, lines
 from lorafront.search.export import export_front
 from lorafront.search.paths import RootPaths
@@ -26,6 +26,7 @@ from lorafront.spaces.errors import InvalidInput
 from lorafront.spaces.lora import LoraConfiguration
 from lorafront.spaces.parameters import values_of
 from lorafront.spaces.start_points import contains
+from lorafront.trainables.data import SEARCHED
 
 BOTH = Confirm(seeds=3, baselines=["default", "full"])
 TABLE = study((10.0, 8.0), (20.0, 4.0))

@@ -16,7 +16,6 @@ from support import TINY_LLAMA, lora
 
 from lorafront.search.confirm import confirm_search, confirmation_of, replicates
 from lorafront.search.confirmation import (
-    SEARCHED,
     Confirmation,
     as_confirmed,
     confirmation,
@@ -37,7 +36,7 @@ from lorafront.search.study_table import StudyTable, read_study
 from lorafront.spaces.errors import InvalidInput, NoFront
 from lorafront.spaces.lora import LoraConfiguration
 from lorafront.spaces.start_points import StartPoint
-from lorafront.trainables.data import load
+from lorafront.trainables.data import SEARCHED, load
 from lorafront.trainables.models import load_tokenizer
 
 
