@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import sys
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, get_args
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
@@ -24,13 +26,27 @@ from lorafront.search.cli_shared import (
 from lorafront.spaces.errors import InvalidInput
 
 if TYPE_CHECKING:
+    from lorafront.search.answers import Generations
     from lorafront.search.confirmation import Confirmation
+    from lorafront.search.other_batch import OtherBatch
+    from lorafront.search.paths import SearchPaths
+    from lorafront.search.recommendation import Recommendation
+    from lorafront.search.study_table import StudyTable
 
 
 @app.command()
 def recommend(
     name: Name,
     vram: Annotated[str | None, typer.Option(help="Memory of the GPU, such as 8GB [the knee of the front].")] = None,
+    batch: Annotated[
+        int | None, typer.Option(help="Rows of a pass that you will train with [each trial's own].")
+    ] = None,
+    prompts: Annotated[
+        str,
+        typer.Option(help="Let the candidates answer: a file, a line each or JSON lines; eval: rows of the search."),
+    ] = "",
+    prompt: Annotated[list[str] | None, typer.Option(help="A single prompt; may be repeated.")] = None,
+    tokens: Annotated[int, typer.Option(min=1, help="New tokens of an answer at most.")] = 60,
     root: Root = None,
     as_json: Json = False,
 ) -> None:
@@ -40,24 +56,68 @@ def recommend(
     from lorafront.search.confirmation import as_confirmed
     from lorafront.spaces.sizes import parse_size
 
-    table, _ = study_of(name, root)
+    table, paths = study_of(name, root)
     known = confirmation_of(table, searches_under(root))
     try:
         size = None if vram is None else parse_size(vram)
     except ValueError as error:
         raise InvalidInput(f"--vram {error}") from error
-    found = recommendation.recommend(as_confirmed(known) if known else table, size)
+    chosen_from = as_confirmed(known) if known else table
+    other = None if batch is None else _other_batch(table, chosen_from, paths, batch)
+    found = recommendation.recommend(other.table if other else chosen_from, size)
+    said = _generations(found, table, paths, prompts, prompt or (), tokens) if prompts or prompt else None
     if as_json:
-        typer.echo(json.dumps(recommendation.as_json(found), indent=2))
+        also: dict[str, Any] = {"batch": other.as_json(found.trial, found.quality.label)} if other else {}
+        also |= {"generations": said.as_json()} if said else {}
+        typer.echo(json.dumps({**recommendation.as_json(found), **also}, indent=2))
         return
-    for line in recommendation.lines(found, known):
+    for line in [
+        *recommendation.lines(found, known),
+        *(other.lines(found.trial, found.quality.label) if other else []),
+    ]:
         typer.echo(textwrap.fill(line, 80, subsequent_indent="  "))
     terminal().print(recommendation.tiers_table(found))
+    for block in (*said.blocks(), "") if said else ():
+        terminal().print(block)
     if table.search.imported is None:
         typer.echo(
             f"export:  lorafront export {name} --trial {found.trial.number} --out DIR"
             + (f" --root {root}" if root else "")
         )
+
+
+def _other_batch(table: StudyTable, chosen_from: StudyTable, paths: SearchPaths, rows: int) -> OtherBatch:
+    """Predict; tracing what was not traced before takes seconds."""
+    from lorafront.search.environment import heavy_imports  # before transformers
+
+    with heavy_imports("transformers"):
+        from lorafront.search.other_batch import other_batch
+
+    if sys.stderr.isatty():
+        typer.echo(f"tracing training steps with {rows} rows a pass", err=True)
+    return other_batch(table, chosen_from, paths, rows)
+
+
+def _generations(
+    found: Recommendation, table: StudyTable, paths: SearchPaths, source: str, texts: Sequence[str], tokens: int
+) -> Generations:
+    """Answers, with a bar on a terminal."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from lorafront.search.environment import heavy_imports  # before peft
+
+    with heavy_imports("peft"):
+        from lorafront.search.generations import Asked, generations
+
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("answers", total=None)
+
+        def show(done: int, total: int) -> None:
+            bar.update(task, completed=done, total=total)
+
+        return generations(found, table, paths, Asked(source, texts, tokens), show)
 
 
 @app.command()

@@ -221,7 +221,7 @@ class Exported:
             if content:
                 write_json(out / name, content)
         rows, dtype = (trial.last.rows if trial.last else 0), str(trial.measurements["compute_dtype"])
-        arguments = training_arguments(table, trial, rows, dtype, on_cpu=_on_cpu(trial.measurements))
+        arguments = training_arguments(table, trial, rows, dtype, on_cpu=on_cpu(trial.measurements))
         write_json(out / "training_arguments.json", arguments)
         write_json(out / FACTS, self._facts(rows, dtype))
         write_text(out / "README.md", _readme(self, base, Path(os.path.relpath(self.final))))
@@ -239,7 +239,7 @@ class Exported:
         }  # fmt: skip
 
 
-def _on_cpu(measured: dict[str, Any]) -> bool:
+def on_cpu(measured: dict[str, Any]) -> bool:
     """Whether it trained without a GPU: by who measured its peak, and where nobody has, by where it was placed."""
     if measured.get("peak_vram_source") == PREDICTED:
         return measured.get("device_type") in {None, WORKER, MACHINE}
