@@ -53,6 +53,7 @@ class FrozenBase:
     """
 
     borrower: Borrower | None = None
+    _whole: WholeModel | None = None  # while every weight trains
 
     def __init__(self, model: ModelConfig, task: Task, quantization: str, labels: tuple[str, ...] = ()) -> None:
         """Load the weights.
@@ -109,7 +110,6 @@ class FrozenBase:
                 # bitsandbytes 0.50 repacks 4-bit weights at the first evaluation on such CPUs and never unpacks them:
                 # from then on adapters get no gradient, without an error.
                 module.support_avx512bf16_for_cpu = False
-        self._whole: WholeModel | None = None
         self._biases: dict[str, torch.Tensor] = {}
         self._heads: dict[str, torch.nn.Module] = {}
 

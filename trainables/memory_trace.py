@@ -253,7 +253,6 @@ class ShapesOnly(FrozenBase):
         self.model = unloaded_model(config, task, quantization, labels, self.dtype, attention)
         self.model.name_or_path = trial.model.name  # as if loaded from there, which PEFT compares
         self.new_modules = [name for name in head_modules(self.model) if "." not in name] if task.new_head else []
-        self._whole = None
         self._biases = {}
         self._heads = {}
 
