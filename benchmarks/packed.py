@@ -217,6 +217,11 @@ def options_of(arguments: list[str] | None) -> argparse.Namespace:
     return options
 
 
+def _portable(value: Any) -> Any:
+    """An argument as others can read it: files of this repository by their place in it."""
+    return str(value).removeprefix(f"{HERE.parent}{os.sep}") if isinstance(value, (str, Path)) else value
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Measure, print, write."""
     options = options_of(arguments)
@@ -228,7 +233,7 @@ def main(arguments: list[str] | None = None) -> None:
     asked = SUITES.get(options.suite) or [(options.model, name, options.tokens) for name in options.quantizations]
     result: dict[str, Any] = {
         "measured": datetime.now(UTC).strftime("%Y-%m-%d"),
-        "arguments": {key: str(value) if isinstance(value, Path) else value for key, value in vars(options).items()},
+        "arguments": {key: _portable(value) for key, value in vars(options).items()},
         "versions": {name: version(name) for name in PACKAGES},
         "load_average": os.getloadavg(),
         "bases": [],

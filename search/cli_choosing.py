@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
@@ -25,13 +26,27 @@ from lorafront.search.waiting import waiting
 from lorafront.spaces.errors import InvalidInput
 
 if TYPE_CHECKING:
+    from lorafront.search.answers import Generations
     from lorafront.search.confirmation import Confirmation
+    from lorafront.search.other_batch import OtherBatch
+    from lorafront.search.paths import SearchPaths
+    from lorafront.search.recommendation import Recommendation
+    from lorafront.search.study_table import StudyTable
 
 
 @app.command()
 def recommend(
     name: Name,
     vram: Annotated[str | None, typer.Option(help="Memory of the GPU, such as 8GB [the knee of the front].")] = None,
+    batch: Annotated[
+        int | None, typer.Option(help="Rows of a pass that you will train with [each trial's own].")
+    ] = None,
+    prompts: Annotated[
+        str,
+        typer.Option(help="Let the candidates answer: a file, a line each or JSON lines; eval: rows of the search."),
+    ] = "",
+    prompt: Annotated[list[str] | None, typer.Option(help="A single prompt; may be repeated.")] = None,
+    tokens: Annotated[int, typer.Option(min=1, help="New tokens of an answer at most.")] = 60,
     root: Root = None,
     as_json: Json = False,
 ) -> None:
@@ -41,24 +56,58 @@ def recommend(
     from lorafront.search.confirmation import as_confirmed
     from lorafront.spaces.sizes import parse_size
 
-    table, _ = study_of(name, root)
+    table, paths = study_of(name, root)
     known = confirmation_of(table, searches_under(root))
     try:
         size = None if vram is None else parse_size(vram)
     except ValueError as error:
         raise InvalidInput(f"--vram {error}") from error
-    found = recommendation.recommend(as_confirmed(known) if known else table, size)
+    chosen_from = as_confirmed(known) if known else table
+    other = None if batch is None else _other_batch(table, chosen_from, paths, batch)
+    found = recommendation.recommend(other.table if other else chosen_from, size)
+    said = _generations(found, table, paths, prompts, prompt or (), tokens) if prompts or prompt else None
     if as_json:
-        typer.echo(json.dumps(recommendation.as_json(found), indent=2))
+        also: dict[str, Any] = {"batch": other.as_json(found.trial, found.quality.label)} if other else {}
+        also |= {"generations": said.as_json()} if said else {}
+        typer.echo(json.dumps({**recommendation.as_json(found), **also}, indent=2))
         return
-    for line in recommendation.lines(found, known):
+    for line in [
+        *recommendation.lines(found, known),
+        *(other.lines(found.trial, found.quality.label) if other else []),
+    ]:
         typer.echo(textwrap.fill(line, 80, subsequent_indent="  "))
     terminal().print(recommendation.tiers_table(found))
+    for block in (*said.blocks(), "") if said else ():
+        terminal().print(block)
     if table.search.imported is None:
         typer.echo(
             f"export:  lorafront export {name} --trial {found.trial.number} --out DIR"
             + (f" --root {root}" if root else "")
         )
+
+
+def _other_batch(table: StudyTable, chosen_from: StudyTable, paths: SearchPaths, rows: int) -> OtherBatch:
+    """Predict; tracing what was not traced before takes seconds."""
+    from lorafront.search.environment import heavy_imports  # before transformers
+
+    with waiting(f"tracing training steps with {rows} rows a pass"):
+        with heavy_imports("transformers"):
+            from lorafront.search.other_batch import other_batch
+
+        return other_batch(table, chosen_from, paths, rows)
+
+
+def _generations(
+    found: Recommendation, table: StudyTable, paths: SearchPaths, source: str, texts: Sequence[str], tokens: int
+) -> Generations:
+    """Answers of the candidates."""
+    from lorafront.search.environment import heavy_imports  # before peft
+
+    with waiting("writing answers") as step:
+        with heavy_imports("peft"):
+            from lorafront.search.generations import Asked, generations
+
+        return generations(found, table, paths, Asked(source, texts, tokens), step)
 
 
 @app.command()
@@ -71,6 +120,9 @@ def confirm(
     held_out: Annotated[
         str | None, typer.Option(help="Rows that the search never saw [those that its data leaves].")
     ] = None,
+    longer: Annotated[
+        bool, typer.Option("--longer", help="With twice the rows, to see whether those that win hold.")
+    ] = False,
     root: Root = None,
     as_json: Json = False,
     engine: Engine = "process",
@@ -87,6 +139,42 @@ def confirm(
         seeds=seeds,
         hours=hours,
         held_out=held_out,
+        longer=longer,
+        engine=engine,
+        devices=rehearsed(devices),
+    )
+    show_confirmation(found, as_json=as_json)
+
+
+@app.command()
+def compare(
+    name: Name,
+    baseline: Annotated[str, typer.Option(help="With commas: default (what guides recommend), full.")] = "default",
+    seeds: Annotated[
+        int | None, typer.Option(min=2, max=99, help="Replicates of a baseline [as many as `confirm` may use].")
+    ] = None,
+    hours: Annotated[float | None, typer.Option(min=0.001, help="Hours that it may take, all calls together.")] = None,
+    root: Root = None,
+    as_json: Json = False,
+    engine: Engine = "process",
+    devices: Devices = "",
+) -> None:
+    """Train the recommended default, or the whole model, beside the front: the same seeds, and rows it never saw."""
+    from lorafront.search.compare import compare_search
+    from lorafront.search.placement import rehearsed
+    from lorafront.search.search_file import Baseline
+
+    asked = [one.strip() for one in baseline.split(",")]
+    known = get_args(Baseline)
+    if unknown := [one for one in asked if one not in known]:
+        raise InvalidInput(f"--baseline takes {', '.join(known)} (got {unknown[0]!r})")
+    found = compare_search(
+        name,
+        searches_under(root),
+        [one for one in known if one in asked],
+        observer(as_json=as_json),
+        seeds=seeds,
+        hours=hours,
         engine=engine,
         devices=rehearsed(devices),
     )

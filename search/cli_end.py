@@ -76,9 +76,15 @@ def _confirm(table: StudyTable, root: RootPaths, engine: str, devices: str, *, a
     """Where the search's file asks for it, train its front again with other seeds."""
     if table.search.confirm is None or table.search.confirms is not None:
         return None
+    from lorafront.search.compare import compare_search
     from lorafront.search.confirm import confirm_search
     from lorafront.search.placement import rehearsed
 
+    name, pretended = table.search.name, rehearsed(devices)
     typer.echo("the front is trained again with other seeds", err=as_json)
-    seen = observer(as_json=as_json)
-    return confirm_search(table.search.name, root, seen, engine=engine, devices=rehearsed(devices))
+    found = confirm_search(name, root, observer(as_json=as_json), engine=engine, devices=pretended)
+    baselines = table.search.confirm.baselines
+    if not baselines:
+        return found
+    typer.echo(f"and so is what it is compared with: {', '.join(baselines)}", err=as_json)
+    return compare_search(name, root, baselines, observer(as_json=as_json), engine=engine, devices=pretended)

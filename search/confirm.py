@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from lorafront.search.comparison import compared
 from lorafront.search.confirmation import Confirmation, confirmation, following, seeds_of
 from lorafront.search.front import front_of
 from lorafront.search.ownership import is_driven
@@ -23,8 +25,8 @@ if TYPE_CHECKING:
     from lorafront.search.placement import Devices
     from lorafront.search.progress import Observer
 
-SUFFIX = "-confirm"
-LONGEST = 64 - len(SUFFIX)
+CONFIRM, COMPARE, HORIZON = "-confirm", "-compare", "-horizon"
+LONGEST = 64 - len(CONFIRM)
 
 
 def confirm_search(
@@ -35,6 +37,7 @@ def confirm_search(
     seeds: int | None = None,
     hours: float | None = None,
     held_out: str | None = None,
+    longer: bool = False,
     engine: str = "process",
     devices: Sequence[Devices] = (),
 ) -> Confirmation:
@@ -47,6 +50,7 @@ def confirm_search(
         seeds: of a configuration at most; none is what was asked for before, else what the search's file says.
         hours: that it may take, all calls together; none likewise.
         held_out: file, folder or hub name of rows that the search never saw; none is what its data leaves.
+        longer: with twice the rows, in a search of its own: do those that won a short training win a longer one?
         engine: as for `run_search`.
         devices: as for `run_search`.
 
@@ -58,7 +62,8 @@ def confirm_search(
     """
     from lorafront.search.run import resume_search, run_search
 
-    paths, own = root.existing(name), root.search(name_of(name))
+    suffix = HORIZON if longer else CONFIRM
+    paths, own = root.existing(name), root.search(name_of(name, suffix))
     if is_driven(paths):
         raise SearchOwned(f"search {name!r} is being run; confirm it when it has ended")
     table = read_study(paths.study_db)
@@ -67,7 +72,7 @@ def confirm_search(
         raise InvalidInput(f"{name} is itself a confirmation, of {table.search.confirms}")
     if not front_of(table):
         raise NoFront(f"search {name!r} has no feasible trial at full fidelity to confirm")
-    earlier = _of(name, root) if own.study_db.is_file() else None
+    earlier = replicates_of(name, root, suffix) if own.study_db.is_file() else None
     before = (earlier or table).search.confirm or Confirm()
     if earlier is not None:
         before = before.model_copy(update={"hours": earlier.search.budget.hours})  # which `extend` may have raised
@@ -79,36 +84,44 @@ def confirm_search(
             raise InvalidInput(f"{own.name} was begun with other held-out rows; to begin anew delete {own.folder}")
         resume_search(own.name, root, observer, confirm=chosen, engine=engine, devices=devices)
     else:
-        search = replicates(table, chosen, held_out, apart=bool(devices) or _gpus())
+        search = replicates(table, chosen, held_out, apart=bool(devices) or _gpus(), longer=longer)
         run_search(search, root, observer, near=paths.folder, engine=engine, devices=devices)
-    found = confirmation_of(table, root)
+    found = confirmation_of(table, root, suffix)
     if found is None:
         raise NoFront(f"too few replicates of {name!r} have ended to say anything; see: lorafront status {own.name}")
     return found
 
 
-def confirmation_of(table: StudyTable, root: RootPaths) -> Confirmation | None:
+def confirmation_of(table: StudyTable, root: RootPaths, suffix: str = CONFIRM) -> Confirmation | None:
     """What the replicates of a search say so far; None where there are none."""
     if len(table.search.name) > LONGEST:
         return None
+    found = None
     with contextlib.suppress(SearchNotFound, SearchExists):
-        own = _of(table.search.name, root)
-        return confirmation(table, own, (own.search.confirm or Confirm()).seeds)
-    return None
+        own = replicates_of(table.search.name, root, suffix)
+        found = confirmation(table, own, (own.search.confirm or Confirm()).seeds)
+    if found is None or suffix != CONFIRM:
+        return found
+    with contextlib.suppress(SearchNotFound, SearchExists):
+        baselines = replicates_of(table.search.name, root, COMPARE)
+        found = replace(found, compared=compared(table, found, own, baselines))
+    return found
 
 
-def name_of(name: str) -> str:
-    """Of the search that holds the replicates.
+def name_of(name: str, suffix: str = CONFIRM) -> str:
+    """Of the search that holds the replicates of its front, or of what it is compared with.
 
     Raises:
         InvalidInput: the name leaves no room for the suffix.
     """
     if len(name) > LONGEST:
-        raise InvalidInput(f"{name} is too long a name for {name}{SUFFIX}: at most {LONGEST} characters")
-    return f"{name}{SUFFIX}"
+        raise InvalidInput(f"{name} is too long a name for {name}{suffix}: at most {LONGEST} characters")
+    return f"{name}{suffix}"
 
 
-def replicates(table: StudyTable, confirm: Confirm, held_out: str | None = None, *, apart: bool) -> SearchFile:
+def replicates(
+    table: StudyTable, confirm: Confirm, held_out: str | None = None, *, apart: bool, longer: bool = False
+) -> SearchFile:
     """The search file of the replicates.
 
     Args:
@@ -116,18 +129,19 @@ def replicates(table: StudyTable, confirm: Confirm, held_out: str | None = None,
         confirm: how many, for how long.
         held_out: where rows are that it never saw; none is what its data leaves.
         apart: on GPUs, where each replicate gets whole ones; its peak and its times are then its own.
+        longer: with twice the rows.
     """
     search = table.search
     seeds = seeds_of(table, MOST_SEEDS)  # any that a later call may ask for: a parameter of a study keeps its range
     share = search.resources.gpus_per_trial
     said = search.model_dump(mode="json")
     changes: dict[str, Any] = {
-        "name": name_of(search.name),
+        "name": name_of(search.name, HORIZON if longer else CONFIRM),
         "confirms": search.name,
-        "confirm": confirm.model_dump(),
+        "confirm": {**confirm.model_dump(), "baselines": []},
         "data": {**said["data"], "evaluate_on": "held_out", **({"test_path": held_out} if held_out else {})},
         "space": {**said["space"], "seed": {"low": seeds[0], "high": seeds[-1]}},
-        "training": {**said["training"], "rungs": 1},
+        "training": {**said["training"], "rungs": 1, **(_twice(table) if longer else {})},
         "engine": "process",
         "sampler": "random",
         "early_stopping": "off",
@@ -141,17 +155,22 @@ def replicates(table: StudyTable, confirm: Confirm, held_out: str | None = None,
     return SearchFile.model_validate({**said, **changes})
 
 
-def _of(name: str, root: RootPaths) -> StudyTable:
-    """The replicates of a search.
+def _twice(table: StudyTable) -> dict[str, Any]:
+    """A training of twice the rows; it begins again with rows that it has seen where the data has no more."""
+    return {"rows": 2 * int(table.data["rungs"][-1]), "steps": None, "epochs": None}
+
+
+def replicates_of(name: str, root: RootPaths, suffix: str = CONFIRM) -> StudyTable:
+    """The replicates of a search's front, or of what it is compared with.
 
     Raises:
         SearchNotFound: there are none.
         SearchExists: another search has their name.
     """
-    own = root.existing(name_of(name))
+    own = root.existing(name_of(name, suffix))
     table = read_study(own.study_db)
     if table.search.confirms != name:
-        raise SearchExists(f"{own.folder} is another search than the confirmation of {name!r}; move it away")
+        raise SearchExists(f"{own.folder} is another search than the one with the replicates of {name!r}; move it away")
     return table
 
 

@@ -131,6 +131,8 @@ def _chosen(table: StudyTable, numbers: Sequence[int]) -> list[TrialRecord]:
     for wanted in numbers:
         if wanted not in complete:
             raise InvalidInput(f"trial {wanted} did not finish at full fidelity; those that did: {sorted(complete)}")
+        if complete[wanted].lora.method == "full":
+            raise InvalidInput(f"trial {wanted} is a full fine-tuning: it has no adapter to export")
     return [complete[wanted] for wanted in numbers]
 
 
@@ -224,7 +226,7 @@ class Exported:
             if content:
                 write_json(out / name, content)
         rows, dtype = (trial.last.rows if trial.last else 0), str(trial.measurements["compute_dtype"])
-        arguments = training_arguments(table, trial, rows, dtype, on_cpu=_on_cpu(trial.measurements))
+        arguments = training_arguments(table, trial, rows, dtype, on_cpu=on_cpu(trial.measurements))
         write_json(out / "training_arguments.json", arguments)
         write_json(out / FACTS, self._facts(rows, dtype))
         write_text(out / "README.md", _readme(self, base, Path(os.path.relpath(self.final))))
@@ -242,7 +244,7 @@ class Exported:
         }  # fmt: skip
 
 
-def _on_cpu(measured: dict[str, Any]) -> bool:
+def on_cpu(measured: dict[str, Any]) -> bool:
     """Whether it trained without a GPU: by who measured its peak, and where nobody has, by where it was placed."""
     if measured.get("peak_vram_source") == PREDICTED:
         return measured.get("device_type") in {None, WORKER, MACHINE}

@@ -11,10 +11,15 @@ from lorafront.trainables.data import TokenData, largest_batch
 from lorafront.trainables.task import task_named
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from transformers import PretrainedConfig
+
     from lorafront.search.search_file import SearchFile
     from lorafront.spaces.lora import LoraConfiguration
     from lorafront.trainables.config import TrainingConfig
     from lorafront.trainables.memory_model import MemoryModel, Shapes
+    from lorafront.trainables.memory_trace import DeviceKind
 
 SHARED = ("base", "workspace")
 RESIDENT = (*SHARED, "adapters", "optimizer")
@@ -95,3 +100,31 @@ class PeakMemory:
             batch = self._task.collate(self._tokens.train, chosen, self._tokens.pad_id)
             self._largest[step, size, seed] = Shapes.of(batch, self._task)
         return self._largest[step, size, seed]
+
+
+def peak_memory(
+    search: SearchFile, config: PretrainedConfig, tokens: TokenData, rows: int, traced: Path, kind: DeviceKind
+) -> PeakMemory:
+    """That of a search on the batches that its trials see; it works where the closed form is that of the step.
+
+    Args:
+        search: its task is one of ours.
+        config: of its model.
+        tokens: its rows.
+        rows: that a trial trains on.
+        traced: folder of what was traced before.
+        kind: of device.
+    """
+
+    def model() -> MemoryModel | None:
+        import torch
+
+        from lorafront.trainables import memory_model  # imports a session's libraries, seconds
+
+        if not memory_model.exact(config, search.data.max_length):
+            return None
+        capability = torch.cuda.get_device_capability()[0] if torch.cuda.is_available() else memory_model.LATEST
+        task, attention = task_named(search.task), search.model.attention
+        return memory_model.MemoryModel(config, task, tokens.labels, attention, traced, kind, capability)
+
+    return PeakMemory(model, search, tokens, rows)

@@ -74,7 +74,7 @@ class Prepared:
             model=self.search.model,
             training=training,
             lora=executed,
-            targets=self.resolved[lora.modules].targets,
+            targets=() if lora.method == "full" else self.resolved[lora.modules].targets,
             rungs=self.rungs,
             seed=self.search.seed if lora.seed is None else lora.seed,
             threads=self.search.resources.cpus_per_trial,
@@ -87,6 +87,8 @@ class Prepared:
 
     def canonical(self, lora: LoraConfiguration) -> LoraConfiguration:
         """The simplest configuration that trains the same on this model."""
+        if lora.method == "full":
+            return lora
         bias = self.facts.same_bias(lora.bias, self.resolved[lora.modules].names)
         return lora if bias == lora.bias else lora.model_copy(update={"bias": bias})
 
@@ -97,7 +99,7 @@ class Prepared:
     def known_before(self, lora: LoraConfiguration) -> dict[str, float]:
         """What is known of a trial before it runs; what breaks a limit by it is not proposed."""
         task = task_named(self.search.task, self.search.code_folder)
-        adapted = self.resolved[lora.modules].names
+        adapted = () if lora.method == "full" else self.resolved[lora.modules].names
         known = known_measurements(lora, self.facts, adapted, models.device(), new_head=task.new_head)
         floors = {limit.name for limit in self.search.limits if task.new_head and limit.operator == ">="}
         expected = self.expected_bytes(lora) if self.bounded else None

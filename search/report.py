@@ -208,6 +208,11 @@ def confirmed_rows(found: Confirmation) -> dict[str, Any]:
         ]
         for entry in found.entries
     ]  # fmt: skip
+    rows += [
+        [one.name, one.lora.label, str(one.entry.seeds), *(with_interval(one.entry, o) for o in objectives), "", ""]
+        for one in found.compared
+        if one.entry is not None
+    ]
     return {"headings": headings, "rows": rows, "says": confirmation_lines(found)}
 
 

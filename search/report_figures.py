@@ -15,9 +15,10 @@ import plotly.graph_objects as go
 from moocore import hypervolume
 
 from lorafront.search.baseline import baseline_of
-from lorafront.search.confirmation import Confirmation, Confirmed
-from lorafront.search.confirmation_report import chance, with_interval
+from lorafront.search.confirmation import Confirmation
+from lorafront.search.confirmation_report import COMPARED, chance, with_interval
 from lorafront.search.front import axes_of, front_of, values
+from lorafront.search.judged import Confirmed
 from lorafront.search.study_table import VRAM, StudyTable, TrialRecord
 from lorafront.search.tables import number
 from lorafront.spaces.lora import HYPERPARAMETERS
@@ -82,7 +83,13 @@ def confirmed_figure(found: Confirmation) -> go.Figure:
     for name, entries, colour in (*groups, ("beaten", found.beaten, QUIET)):
         if entries:
             figure.add_trace(_with_bars(entries, horizontal, vertical, name, colour))
-    _scale(figure.update_yaxes, [entry.values[vertical.name] for entry in found.entries])
+    for one in found.compared:
+        if one.entry is not None:
+            trace = _with_bars([one.entry], horizontal, vertical, COMPARED[one.name], QUIET)
+            trace.update(marker={"symbol": "star", "size": 15}, text=f"<b>{COMPARED[one.name]}</b><br>{one.lora.label}")
+            figure.add_trace(trace)
+    shown = [*found.entries, *(one.entry for one in found.compared if one.entry is not None)]
+    _scale(figure.update_yaxes, [entry.values[vertical.name] for entry in shown])
     return figure
 
 

@@ -162,11 +162,15 @@ class Results:
         confirm_search(self.name, self.root, observer, seeds=seeds, engine=engine)
         return self
 
-    def recommend(self, vram: str | None = None) -> Recommendation:
+    def recommend(self, vram: str | None = None, batch: int | None = None) -> Recommendation:
         """One configuration for a GPU such as `8GB`, else the knee of the front; by the replicates where there are any.
 
+        Args:
+            vram: memory of the GPU.
+            batch: rows of a pass to train with; memory is predicted for it then (search/other_batch.py).
+
         Raises:
-            InvalidInput: the size cannot be read.
+            InvalidInput: the size cannot be read, or nothing can be predicted for that batch.
             NoFront: nothing fits.
         """
         from lorafront.search.confirmation import as_confirmed
@@ -176,8 +180,38 @@ class Results:
             size = None if vram is None else parse_size(vram)
         except ValueError as error:
             raise InvalidInput(str(error)) from error
-        found = self.confirmation
-        return recommend(as_confirmed(found) if found else self.study, size)
+        found, study = self.confirmation, self.study
+        chosen_from = as_confirmed(found) if found else study
+        if batch is not None:
+            from lorafront.search.other_batch import other_batch
+
+            chosen_from = other_batch(study, chosen_from, self.root.existing(self.name), batch).table
+        return recommend(chosen_from, size)
+
+    def generations(
+        self, prompts: Sequence[str] | str = "eval", tokens: int = 60, found: Recommendation | None = None
+    ) -> DataFrame:
+        """What the bare base and the candidates say: a row for each prompt, a column for each candidate.
+
+        Args:
+            prompts: texts; or a file of them, or `eval` for evaluation rows of the search.
+            tokens: new ones of an answer at most.
+            found: whose candidates; none is `recommend()`.
+
+        Raises:
+            InvalidInput: a prompt cannot be asked.
+            StateUnreadable: an adapter is gone.
+        """
+        from pandas import DataFrame
+
+        from lorafront.search.generations import Asked, generations
+
+        asked = Asked(prompts, (), tokens) if isinstance(prompts, str) else Asked("", prompts, tokens)
+        said = generations(found or self.recommend(), self.study, self.root.existing(self.name), asked)
+        rows = [[None if one is None else one.text for one in answers] for answers in said.said]
+        columns = [candidate.label for candidate in said.candidates]
+        frame = DataFrame(rows, columns=columns, index=[prompt.shown for prompt in said.prompts])
+        return frame.rename_axis("prompt")
 
     def export(self, out: str | Path, trials: Sequence[int] = (), formats: Sequence[str] = ()) -> list[Path]:
         """Folders that PEFT loads, and files of other trainers; see `export_front`."""

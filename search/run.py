@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lorafront.search import mlflow_tracker, requests
+from lorafront.search import comparison, mlflow_tracker, requests
 from lorafront.search.budget import TIMES, limit_reached
 from lorafront.search.confirmation import following
 from lorafront.search.front import as_json, front_of
@@ -267,7 +267,9 @@ def _planned(prepared: Prepared, search: SearchFile, paths: SearchPaths, ledger:
     if search.confirms is None or search.confirm is None:
         return False
     table = read_study(RootPaths(paths.folder.parent).existing(search.confirms).study_db)
-    more = following(table, read_study(paths.study_db), search.confirm.seeds)
+    own, confirm = read_study(paths.study_db), search.confirm
+    compares = confirm.baselines
+    more = comparison.following(table, own, confirm) if compares else following(table, own, confirm.seeds)
     for trial in table.complete:
         for lora in more if trial.execution is not None else ():
             if lora.with_seed(None) == trial.lora and trial.execution is not None:

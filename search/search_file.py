@@ -62,6 +62,9 @@ class Budget(Section):
     hours: Annotated[Real, Gt(0)] | None = Field(default=None, description="hours that drivers live, all together")
 
 
+Baseline = Literal["default", "full"]
+
+
 class Confirm(Section):
     """How the front is trained again after the search, with other seeds (search/confirmation.py)."""
 
@@ -69,6 +72,11 @@ class Confirm(Section):
         default=3, description="replicates of a configuration at most; the third and further where the front is unsure"
     )
     hours: Annotated[Real, Gt(0)] | None = Field(default=None, description="hours that it may take")
+    baselines: list[Baseline] = Field(
+        default_factory=list,
+        description="default (the configuration that guides recommend), full (full fine-tuning): trained likewise, to "
+        "compare the front with",
+    )
 
 
 class Tracking(Section):

@@ -6,19 +6,16 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from lorafront.search.devices import placement
-from lorafront.search.peak_memory import PeakMemory
+from lorafront.search.peak_memory import PeakMemory, peak_memory
 from lorafront.search.placement import MACHINE, Devices, Placement
 from lorafront.search.prepared import VRAM, Prepared
 from lorafront.trainables.engines import PROCESS
-from lorafront.trainables.task import TASKS, task_named
+from lorafront.trainables.task import TASKS
 
 if TYPE_CHECKING:
     from lorafront.search.paths import RootPaths
     from lorafront.search.search_file import SearchFile
-    from lorafront.trainables.memory_model import MemoryModel
     from lorafront.trainables.memory_trace import DeviceKind
 
 
@@ -39,17 +36,7 @@ def _asked(search: SearchFile, seats: Placement) -> bool:
 
 
 def _memory(ready: Prepared, config: Any, root: RootPaths, kind: DeviceKind) -> PeakMemory | None:
-    """For the tasks whose batches are known, where the closed form is that of the step."""
-    search = ready.search
-
-    def model() -> MemoryModel | None:
-        from lorafront.trainables import memory_model  # imports a session's libraries, seconds
-
-        if not memory_model.exact(config, search.data.max_length):
-            return None
-        capability = torch.cuda.get_device_capability()[0] if torch.cuda.is_available() else memory_model.LATEST
-        task, traced = task_named(search.task), root.traced.absolute()
-        attention = search.model.attention
-        return memory_model.MemoryModel(config, task, ready.tokens.labels, attention, traced, kind, capability)
-
-    return PeakMemory(model, search, ready.tokens, ready.rungs[-1]) if search.task in TASKS else None
+    """For the tasks whose batches are known."""
+    if ready.search.task not in TASKS:
+        return None
+    return peak_memory(ready.search, config, ready.tokens, ready.rungs[-1], root.traced.absolute(), kind)

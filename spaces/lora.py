@@ -22,16 +22,18 @@ from pydantic import (
     SerializerFunctionWrapHandler,
     Tag,
     model_serializer,
+    model_validator,
 )
 from pydantic_core import PydanticCustomError
 
 from lorafront.spaces import presets
 from lorafront.spaces.modules import in_order
 from lorafront.spaces.parameters import NameParameter, NumberParameter, Range, Real, Suggests, Whole, ask, count
-from lorafront.spaces.quantization import Quantization
+from lorafront.spaces.quantization import UNQUANTIZED, Quantization
 
 Bias = Literal["none", "lora_only", "all"]
 Scheduler = Literal["linear", "cosine", "constant"]
+Method = Literal["lora", "full"]
 
 Positive = Annotated[Real, Gt(0)]
 Count = Annotated[Whole, Ge(1)]
@@ -94,6 +96,10 @@ def _module_set(raw: object) -> object:
 ModuleSet = Annotated[str, BeforeValidator(_module_set)]
 
 
+# What a configuration that trains every weight has in the fields that speak of adapters; it does not say them.
+NO_ADAPTER: dict[str, Any] = {"rank": 1, "alpha": 1.0, "modules": "all-linear", "dropout": 0.0, "bias": "none"}
+
+
 class LoraConfiguration(BaseModel):
     """One resolved point of the space: all that a trial trains, apart from model, data and length."""
 
@@ -112,14 +118,23 @@ class LoraConfiguration(BaseModel):
     warmup: Share = Field(description="share of the optimizer steps that warm up")
     scheduler: Scheduler = Field(description="shape of the learning rate after the warm-up")
     seed: Seed | None = Field(default=None, description="of a replicate; none is the seed of its search")
+    method: Method = Field(default="lora", description="full: every weight trains; a baseline of `compare`")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _whole(cls, raw: Any) -> Any:
+        """Full fine-tuning has no adapter, and weights that are not quantized: only such can train."""
+        if not isinstance(raw, dict) or raw.get("method") != "full":
+            return raw
+        stored = raw.get("quantization")
+        return {**raw, **NO_ADAPTER, "quantization": stored if stored in UNQUANTIZED else "bf16"}
 
     @model_serializer(mode="wrap")
-    def _without_a_seed(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Only replicates say theirs, so that configurations read as they always did."""
+    def _what_it_has(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Only replicates say their seed and only full fine-tuning its method: others read as they always did."""
         said: dict[str, Any] = serialize(self)
-        if self.seed is None:
-            said.pop("seed", None)
-        return said
+        silent = {*([] if self.seed is not None else ["seed"]), *(NO_ADAPTER if self.method == "full" else ["method"])}
+        return {name: value for name, value in said.items() if name not in silent}
 
     def with_seed(self, seed: int | None) -> LoraConfiguration:
         """The same as a replicate; None is the configuration itself."""
@@ -135,10 +150,12 @@ class LoraConfiguration(BaseModel):
     def label(self) -> str:
         """Short name for people, such as `r16 a32 attention nf4`."""
         seed = "" if self.seed is None else f" seed {self.seed}"
+        if self.method == "full":
+            return f"full fine-tuning {self.quantization}{seed}"
         return f"r{self.rank} a{self.alpha:g} {self.modules} {self.quantization}{seed}"
 
 
-HYPERPARAMETERS = tuple(name for name in LoraConfiguration.model_fields if name != "seed")
+HYPERPARAMETERS = tuple(name for name in LoraConfiguration.model_fields if name not in {"seed", "method"})
 
 
 class LoraSpace(BaseModel):
@@ -165,6 +182,7 @@ class LoraSpace(BaseModel):
     warmup: NumberParameter[Share] | None = None
     scheduler: NameParameter[Scheduler] | None = None
     seed: NumberParameter[Seed] | None = Field(default=None, description="of replicates; `confirm` sets it")
+    method: NameParameter[Method] | None = Field(default=None, description="of baselines; `compare` sets it")
 
     def parameters(self) -> dict[str, Any]:
         """Every parameter that the file sets, under the name that the sampler sees."""

@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 from pydoc_data.topics import topics
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from support import TINY_LLAMA, MakeTrial, lora
@@ -21,6 +21,9 @@ from lorafront.trainables.model_facts import ModelFacts, model_facts
 from lorafront.trainables.models import load_config, load_tokenizer
 from lorafront.trainables.row_sets import read_sets
 from lorafront.trainables.task import task_named
+
+if TYPE_CHECKING:
+    from trained_alone import Trained
 
 
 @pytest.fixture(scope="session")
@@ -100,6 +103,26 @@ def make_trial(
         )
 
     return make
+
+
+@pytest.fixture(scope="session")
+def answered(qa_file: Path, bases: BaseCache, tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    """A search of two trials on questions and answers, trained in this process: in nf4, and in bf16."""
+    from trained_alone import trained_alone  # and with it Optuna
+
+    from lorafront.search.search_file import parse_search
+
+    search = parse_search(
+        {
+            "name": "answered", "model": str(TINY_LLAMA), "sampler": "grid", "budget": {"trials": 2},
+            "data": {"path": str(qa_file), "format": "question_answer", "max_length": 48, "eval_rows": 8},
+            "space": {"rank": 4, "alpha": 8, "modules": "query+value", "quantization": ["nf4", "bf16"],
+                      "dropout": 0.1, "learning_rate": 2e-2},
+            "training": {"rows": 32, "rungs": 1, "batch_size": 4}, "start_points": {"recommended": False},
+            "early_stopping": "off", "engine": "process",
+        }
+    )  # fmt: skip
+    return trained_alone(search, tmp_path_factory.mktemp("answered"), bases)
 
 
 @pytest.fixture(scope="session")

@@ -45,6 +45,7 @@ def why_not_packed(config: TrialConfig, facts: ModelFacts, *, predicted: bool) -
     lora, training = config.lora, config.training
     heads = [name for name in config.targets if is_head(name)]
     reasons = {
+        "full fine-tuning trains the base": lora.method == "full",
         f"task {config.task} is your own: its loss cannot be told apart by trial": config.task not in TASKS,
         f"task {config.task} is not packed yet": config.task in UNPACKED_TASKS,
         f"functions of your own need a stock PEFT model: {', '.join(config.functions)}": bool(config.functions),

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 Row = Mapping[str, Any]
 Check = Callable[[Any], str]  # what is wrong with a value, such as "must be text"; empty where nothing is
+ANYTHING = "."  # stands for an answer that nobody has given: formats and templates want one
 
 
 def text(value: Any) -> str:
@@ -47,6 +48,9 @@ def messages(value: Any) -> str:
     return "" if value[-1]["role"] == "assistant" else "must end with a message of the assistant"
 
 
+_ANY_TURN = {"role": "assistant", "content": ANYTHING}
+
+
 @dataclass(frozen=True)
 class RowFormat:
     """One way to read rows.
@@ -58,6 +62,7 @@ class RowFormat:
         optional: what a row may have.
         packed: True where texts are joined and cut into blocks of `max_length`.
         framed: True where `split` writes the begin and end tokens itself.
+        ask: a row that asks a plain text, with `ANYTHING` as its answer; None where only whole rows can be asked.
     """
 
     columns: Mapping[str, Check]
@@ -65,6 +70,7 @@ class RowFormat:
     optional: Mapping[str, Check] = field(default_factory=dict)
     packed: bool = False
     framed: bool = False
+    ask: Callable[[str], Row] | None = None
 
 
 def _alpaca(row: Row, _: PreTrainedTokenizerBase) -> tuple[str, str]:
@@ -95,17 +101,45 @@ def _chat(row: Row, tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
 
 
 FORMATS: dict[str, RowFormat] = {
-    "text": RowFormat({"text": text}, lambda row, _: ("", row["text"]), packed=True),
+    "text": RowFormat({"text": text}, lambda row, _: ("", row["text"]), packed=True, ask=lambda asked: {"text": asked}),
     "prompt_completion": RowFormat(
-        {"prompt": text, "completion": text}, lambda row, _: (row["prompt"], row["completion"])
+        {"prompt": text, "completion": text},
+        lambda row, _: (row["prompt"], row["completion"]),
+        ask=lambda asked: {"prompt": asked, "completion": ANYTHING},
     ),
     "question_answer": RowFormat(
-        {"question": text, "answer": text}, lambda row, _: (f"Question: {row['question']}\nAnswer: ", row["answer"])
+        {"question": text, "answer": text},
+        lambda row, _: (f"Question: {row['question']}\nAnswer: ", row["answer"]),
+        ask=lambda asked: {"question": asked, "answer": ANYTHING},
     ),
-    "alpaca": RowFormat({"instruction": text, "output": text}, _alpaca, optional={"input": text_or_nothing}),
-    "messages": RowFormat({"messages": messages}, _chat, framed=True),
-    "text_label": RowFormat({"text": text, "label": label}, lambda row, _: (row["text"], str(row["label"]))),
+    "alpaca": RowFormat(
+        {"instruction": text, "output": text},
+        _alpaca,
+        optional={"input": text_or_nothing},
+        ask=lambda asked: {"instruction": asked, "output": ANYTHING},
+    ),
+    "messages": RowFormat(
+        {"messages": messages},
+        _chat,
+        framed=True,
+        ask=lambda asked: {"messages": [{"role": "user", "content": asked}, _ANY_TURN]},
+    ),
+    "text_label": RowFormat(
+        {"text": text, "label": label},
+        lambda row, _: (row["text"], str(row["label"])),
+        ask=lambda asked: {"text": asked, "label": ANYTHING},
+    ),
 }
+
+
+def unanswered(form: RowFormat, row: Row) -> tuple[Row, bool]:
+    """A row with `ANYTHING` where its answer is missing, and whether it was."""
+    turns = row.get("messages")
+    if form.columns.get("messages") is messages and isinstance(turns, list) and turns:
+        asks = isinstance(turns[-1], Mapping) and turns[-1].get("role") != "assistant"
+        return ({**row, "messages": [*turns, _ANY_TURN]} if asks else row), asks
+    blanks = {name: value for name, value in (form.ask("") if form.ask else {}).items() if value == ANYTHING}
+    return {**blanks, **row}, not blanks.keys() <= row.keys()
 
 
 def format_named(name: str, folder: Path | None = None) -> RowFormat:

@@ -24,6 +24,7 @@ from lorafront.trainables.config import ModelConfig, TrialConfig
 from lorafront.trainables.data import seeded_generator
 from lorafront.trainables.model_facts import head_modules, without_weights
 from lorafront.trainables.models import compute_dtype, device, dtype_name, load_config
+from lorafront.trainables.whole_model import WholeModel, seeded_head
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -52,6 +53,7 @@ class FrozenBase:
     """
 
     borrower: Borrower | None = None
+    _whole: WholeModel | None = None  # while every weight trains
 
     def __init__(self, model: ModelConfig, task: Task, quantization: str, labels: tuple[str, ...] = ()) -> None:
         """Load the weights.
@@ -139,6 +141,23 @@ class FrozenBase:
         self.borrower = to
         return True
 
+    def train_whole(self, config: TrialConfig) -> PreTrainedModel:
+        """Let every weight train, and a fresh head where the base has none."""
+        self.lend(self)
+        self._whole = self._set_aside_weights()
+        with torch.no_grad():
+            for name, parameter in self.model.named_parameters():
+                drawn_as = seeded_head(self.new_modules, name)
+                if drawn_as is not None:
+                    spread = head_spread(self.model.config)
+                    parameter.copy_(initial_head(config.seed, drawn_as, tuple(parameter.shape), spread))
+        if config.training.gradient_checkpointing:
+            self.model.gradient_checkpointing_enable({"use_reentrant": False})
+        return self.model
+
+    def _set_aside_weights(self) -> WholeModel:
+        return WholeModel(self.model)
+
     def attach(self, config: TrialConfig) -> PeftModel:
         """Put a fresh adapter, and a fresh head where the base has none, on the base.
 
@@ -167,12 +186,16 @@ class FrozenBase:
     def _seed(self, peft_model: PeftModel, seed: int) -> None:
         _seed_adapter(peft_model, seed, self.new_modules)
 
-    def detach(self, peft_model: PeftModel) -> None:
-        """Take the adapter off and undo what the trial changed."""
+    def detach(self, model: PeftModel | PreTrainedModel) -> None:
+        """Take the adapter off, or give the weights back, and undo what the trial changed."""
         if self.model.is_gradient_checkpointing:
             self.model.gradient_checkpointing_disable()
             self.model.disable_input_require_grads()
-        peft_model.unload()
+        if self._whole is not None:
+            self._whole.give_back()
+            self._whole = None
+        elif isinstance(model, PeftModel):
+            model.unload()
         for name, module in self._heads.items():
             self.model.set_submodule(name, module)  # PEFT leaves the trained copy of the head
         self._heads = {}

@@ -28,10 +28,17 @@ def known_measurements(
         new_head: the task puts a new head on the model, which is trained as well. Its size depends on the labels and
             on what the weights lack, so it is left out, and the numbers are lower bounds.
     """
+    if lora.method == "full":
+        return {"trainable_params": facts.parameters, "adapter_mb": _stored(lora, on) * facts.parameters / 1e6}
     matrices = sum(lora.rank * sum(facts.linears[name]) for name in adapted)
     biases = _bias_elements(lora, facts, adapted, new_head=new_head)
-    stored = compute_dtype(lora.quantization, on).itemsize if biases else 0
+    stored = _stored(lora, on) if biases else 0
     return {"trainable_params": matrices + biases, "adapter_mb": (ADAPTER_BYTES * matrices + stored * biases) / 1e6}
+
+
+def _stored(lora: LoraConfiguration, on: torch.device) -> int:
+    """Bytes of a parameter of the base that is not quantized."""
+    return compute_dtype(lora.quantization, on).itemsize
 
 
 def _bias_elements(lora: LoraConfiguration, facts: ModelFacts, adapted: Collection[str], *, new_head: bool) -> int:

@@ -31,9 +31,14 @@ class MasterWeights:
         for parameter, master in self._pairs:
             parameter.copy_(master)
 
+    @property
+    def copies(self) -> list[torch.nn.Parameter]:
+        """Those that are no parameters of the model themselves."""
+        return [master for _, master in self._pairs]
+
     def state(self) -> dict[str, torch.Tensor]:
         """The copies, by place."""
-        copies = {id(master) for _, master in self._pairs}
+        copies = {id(master) for master in self.copies}
         return {str(i): m.detach().cpu() for i, m in enumerate(self.parameters) if id(m) in copies}
 
     @torch.no_grad()

@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 
 DEPTHS = (2, 3)
 FEW = 4  # layers up to which the whole model is one trace, and costs less than two
-FORMAT = 2  # of the files; part of their name
+FORMAT = 3  # of the files; part of their name
 LATEST = 9  # major compute capability from which cuBLAS' workspaces are the larger ones
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes")  # what a step consists of changes with them
 PARTS = ("base", "adapters", "gradients", "optimizer", "activations", "logits", "temporary", "workspace")
@@ -199,7 +199,7 @@ Kind = tuple[object, ...]
 def _kind(lora: LoraConfiguration, training: TrainingConfig, shapes: Shapes) -> Kind:
     """What trials have in common whose steps do the same operations."""
     return (
-        lora.modules, lora.quantization, lora.dropout > 0, lora.bias, lora.gradient_accumulation > 1,
+        lora.method, lora.modules, lora.quantization, lora.dropout > 0, lora.bias, lora.gradient_accumulation > 1,
         training.optimizer, training.gradient_checkpointing, shapes.padded, shapes.rows > 1, shapes.completion > 0,
     )  # fmt: skip
 

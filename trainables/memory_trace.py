@@ -25,11 +25,12 @@ from lorafront.spaces.quantization import bitsandbytes_arguments
 from lorafront.trainables.contentless import Contentless, tensors_of
 from lorafront.trainables.cuda_step import KERNELS, cuda_calls
 from lorafront.trainables.data import TokenData
-from lorafront.trainables.frozen_base import FrozenBase, base_key, resident_tensors
+from lorafront.trainables.frozen_base import FrozenBase, base_key
 from lorafront.trainables.memory_meter import ROUND, LiveStorages, Memory
 from lorafront.trainables.model_facts import head_modules, without_weights
 from lorafront.trainables.models import compute_dtype, dtype_name
 from lorafront.trainables.peft_session import Batch, PeftSession
+from lorafront.trainables.whole_model import WholeModel
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -187,7 +188,7 @@ class TracedSession(PeftSession):
     def _measure(self, work: Callable[[], object]) -> Memory:
         on_cpu = self._device == "cpu"
         batch = () if on_cpu else self._batch.values()  # which stands in main memory, and is copied
-        self.timeline = Timeline((*resident_tensors(self.model), *batch), {} if on_cpu else KERNELS, self._mode)
+        self.timeline = Timeline((*self._resident(), *batch), {} if on_cpu else KERNELS, self._mode)
         int8 = self.config.lora.quantization == "int8"
         calls = contextlib.nullcontext() if on_cpu else cuda_calls(self.base.dtype, int8=int8)
         with self._mode.aside(), self.timeline, calls:
@@ -254,6 +255,16 @@ class ShapesOnly(FrozenBase):
         self.new_modules = [name for name in head_modules(self.model) if "." not in name] if task.new_head else []
         self._biases = {}
         self._heads = {}
+
+    def train_whole(self, config: TrialConfig) -> PreTrainedModel:
+        """Likewise."""
+        with torch.device("meta"):
+            model = super().train_whole(config)
+        materialise(model, _placed, CPU)
+        return model
+
+    def _set_aside_weights(self) -> WholeModel:
+        return WholeModel(self.model, keep=False)
 
     def attach(self, config: TrialConfig) -> PeftModel:
         """As the real one does; afterwards everything stands on the CPU, by shape. Call it under `Contentless`."""

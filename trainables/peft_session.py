@@ -30,6 +30,7 @@ from lorafront.trainables.models import device, dtype_name, load_tokenizer
 from lorafront.trainables.session import Measurements, never
 from lorafront.trainables.task import task_named
 from lorafront.trainables.user_code import load_reference
+from lorafront.trainables.whole_model import WEIGHTS, counts, load_weights, save_weights
 
 if TYPE_CHECKING:
     from lorafront.trainables.config import TrialConfig
@@ -43,7 +44,7 @@ Batch = dict[str, torch.Tensor]
 
 
 class PeftSession:
-    """One LoRA fine-tuning with PEFT on a borrowed base. Implements `Session`."""
+    """One LoRA fine-tuning with PEFT, or a full one, on a borrowed base. Implements `Session`."""
 
     def __init__(self, base: FrozenBase, config: TrialConfig, data: TokenData, *, references: bool = True) -> None:
         """Attach a fresh adapter and measure peak memory; nothing is trained yet.
@@ -66,7 +67,8 @@ class PeftSession:
         self.train_seconds = 0.0
         self._losses: list[torch.Tensor] = []
         self._grad_norm = torch.zeros(())
-        self.model = base.attach(config)
+        self.whole: Final = config.lora.method == "full"
+        self.model = base.train_whole(config) if self.whole else base.attach(config)
         self.model.train()
         self.model.config.pad_token_id = data.pad_id  # a classifier on a decoder looks for the end of a row by it
         self.trained: Final = [p for p in self.model.parameters() if p.requires_grad]
@@ -126,7 +128,8 @@ class PeftSession:
         rung = max((rows for rows in self.config.rungs if rows <= self.rows_seen), default=self.config.rungs[0])
         quality = self._quality(rung / self.config.rows)  # a step may reach beyond the rung, and not all by as much
         seconds = time.perf_counter() - start
-        trainable, total = self.model.get_nb_trainable_parameters()  # knows that 4-bit weights are packed
+        # PEFT's count knows that 4-bit weights are packed.
+        trainable, total = counts(self.model) if self.whole else self.model.get_nb_trainable_parameters()
         measured = Measurements(
             trainable_params=trainable,
             trainable_percent=100 * trainable / total,
@@ -185,7 +188,10 @@ class PeftSession:
 
     def save(self, folder: Path) -> None:
         """Write adapter (an ordinary PEFT folder), optimizer state, and position."""
-        self.model.save_pretrained(str(folder / ADAPTER), save_embedding_layers=False)  # else PEFT asks the hub
+        if self.whole:
+            save_weights(self.model, folder / WEIGHTS)
+        else:
+            self.model.save_pretrained(str(folder / ADAPTER), save_embedding_layers=False)  # else PEFT asks the hub
         leaves = dict(_leaves(self.optimizer.state_dict()["state"], ()))
         # Cloned, because bitsandbytes shares one table between states and safetensors keeps none twice.
         tensors = {k: v.detach().cpu().clone() for k, v in leaves.items() if isinstance(v, torch.Tensor)}
@@ -208,7 +214,11 @@ class PeftSession:
         """Continue from what `save` wrote."""
         from peft import load_peft_weights, set_peft_model_state_dict
 
-        set_peft_model_state_dict(self.model, load_peft_weights(str(folder / ADAPTER), device=str(self.base.device)))
+        if self.whole:
+            load_weights(self.model, folder / WEIGHTS)
+        else:
+            adapter = load_peft_weights(str(folder / ADAPTER), device=str(self.base.device))
+            set_peft_model_state_dict(self.model, adapter)
         position = json.loads((folder / STATE).read_text(encoding="utf-8"))
         current = self.optimizer.state_dict()
         state: dict[Any, Any] = {}
@@ -307,7 +317,12 @@ class PeftSession:
         return memory
 
     def _measure(self, work: Callable[[], object]) -> Memory:
-        return measure_peak(work, lambda: resident_tensors(self.model), self.base.device, self.config.memory_cap)
+        return measure_peak(work, self._resident, self.base.device, self.config.memory_cap)
+
+    def _resident(self) -> Iterator[torch.Tensor]:
+        """Tensors that are there before a step."""
+        yield from resident_tensors(self.model)
+        yield from self.masters.copies
 
     def _largest_batch(self) -> Batch:
         """A batch as large as the rows that this trial will see can make one."""

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from replicated import Measure, around, record, study, trained
 from support import TINY_LLAMA, lora
 
 from lorafront.search.confirm import confirm_search, confirmation_of, replicates
 from lorafront.search.confirmation import (
-    SEARCHED,
     Confirmation,
     as_confirmed,
     confirmation,
@@ -34,62 +32,12 @@ from lorafront.search.report import as_html, as_markdown
 from lorafront.search.run import run_search
 from lorafront.search.search_file import Confirm, parse_search
 from lorafront.search.start_points import Start
-from lorafront.search.study_table import StudyTable, TrialRecord, read_study
+from lorafront.search.study_table import StudyTable, read_study
 from lorafront.spaces.errors import InvalidInput, NoFront
 from lorafront.spaces.lora import LoraConfiguration
 from lorafront.spaces.start_points import StartPoint
-from lorafront.trainables.data import load
+from lorafront.trainables.data import SEARCHED, load
 from lorafront.trainables.models import load_tokenizer
-from lorafront.trainables.outcome import Outcome
-from lorafront.trainables.trial import Report
-
-NOW = datetime(2025, 1, 1, tzinfo=UTC)
-Measure = Callable[[LoraConfiguration], dict[str, float] | None]
-
-
-def record(number: int, configuration: LoraConfiguration, measured: dict[str, float] | None) -> TrialRecord:
-    report = Report(64, measured or {}, Outcome.COMPLETE if measured else Outcome.DIVERGED)
-    return TrialRecord(number, "COMPLETE" if measured else "PRUNED", configuration, 1, (), report, NOW, NOW)
-
-
-def study(*points: tuple[float, float], limit: str | None = None) -> StudyTable:
-    """Trials that measured (perplexity, peak VRAM in GiB), numbered from 0."""
-    raw = {"name": "n", "model": "m", "data": {"path": "d"}}
-    search = parse_search({**raw, **({"constraints": {"peak_vram_gb": limit}} if limit else {})})
-    trials = [
-        record(number, lora(rank=number + 1), {"perplexity": perplexity, "peak_vram_gb": vram})
-        for number, (perplexity, vram) in enumerate(points)
-    ]
-    return StudyTable(search, tuple(trials), {}, ())
-
-
-def trained(table: StudyTable, measure: Measure, seeds: int = 3) -> tuple[StudyTable, list[int]]:
-    """All rounds, each replicate measured so; with how many were trained in each."""
-    own = StudyTable(replicates(table, Confirm(seeds=seeds), apart=False), (), {}, ())
-    rounds: list[int] = []
-    while more := following(table, own, seeds):
-        there = len(own.trials)
-        added = [record(there + index, one, measure(one)) for index, one in enumerate(more)]
-        own = replace(own, trials=(*own.trials, *added))
-        rounds.append(len(more))
-        assert len(rounds) < 50, "there is no end to it"
-    return own, rounds
-
-
-def around(table: StudyTable, spread: float, shift: float = 0.0) -> Measure:
-    """Replicates that scatter around what the search measured."""
-    known = {trial.lora.fingerprint: trial.measurements for trial in table.trials}
-
-    def measure(one: LoraConfiguration) -> dict[str, float]:
-        measured = known[one.with_seed(None).fingerprint]
-        noise = np.random.default_rng([one.seed or 0, one.rank]).standard_normal()
-        loss = np.log(measured["perplexity"]) + shift + spread * noise
-        return {
-            "perplexity": float(np.exp(loss)), "peak_vram_gb": measured["peak_vram_gb"],
-            "eval_loss": float(loss), f"eval_{SEARCHED}_loss": float(loss - shift),
-        }  # fmt: skip
-
-    return measure
 
 
 def confirmed(table: StudyTable, measure: Measure, seeds: int = 3) -> Confirmation:
@@ -457,3 +405,28 @@ def test_a_test_split_is_held_out_and_nobody_else_looks_at_it(ray_session: None,
     told = load_tokenizer(search.model).decode([int(token) for i in range(len(rows)) for token in rows.row(i)[0]])
     assert "215" in told
     assert "115" not in told
+
+
+def test_a_front_that_turns_over_with_twice_the_rows_is_told() -> None:
+    """What wins a short training may lose a longer one: who stays, who leaves, and who comes, by trial."""
+    table = replace(study((10.0, 8.0), (20.0, 4.0), (20.4, 3.9)), data={"rungs": [8, 16]})
+    longer = replace(table, data={"rungs": [32]})
+    factors = {1: 0.9, 2: 0.4, 3: 0.9}
+
+    def measure(one: LoraConfiguration) -> dict[str, float]:
+        measured = around(table, 0.001)(one) or {}
+        return {**measured, "perplexity": measured["perplexity"] * factors[one.rank]}
+
+    own, _ = trained(table, measure)
+    found = confirmation(table, replace(own, data=longer.data), 3)
+    assert found is not None
+    assert found.longer
+    told = lines(found)
+    assert "still on the front: trials 1, 2" in told
+    assert "no longer on it: trial 0" in told
+    assert "with other seeds and twice the rows" in " ".join(drawn(found).split())
+    search = replicates(table, Confirm(seeds=2), apart=False, longer=True)
+    assert (search.name, search.training.rows, search.training.epochs) == ("n-horizon", 32, None)
+    again = confirmation(table, own, 3)
+    assert again is not None
+    assert not again.longer

@@ -158,7 +158,14 @@ def test_fingerprints_are_equal_exactly_when_points_are(one, other):
 @pytest.mark.parametrize("name", LoraConfiguration.model_fields)
 def test_every_value_counts_in_the_fingerprint(name):
     """A change of any one value changes the fingerprint."""
-    other = {"modules": "mlp", "quantization": "int8", "bias": "all", "scheduler": "cosine", "seed": 3}
+    other = {
+        "modules": "mlp",
+        "quantization": "int8",
+        "bias": "all",
+        "scheduler": "cosine",
+        "seed": 3,
+        "method": "full",
+    }
     changed = {**POINT, name: other[name] if name in other else POINT[name] / 2 if POINT[name] < 1 else POINT[name] + 1}
     changed["weight_decay"] = 0.5 if name == "weight_decay" else changed["weight_decay"]
     assert LoraConfiguration(**changed).fingerprint != LoraConfiguration(**POINT).fingerprint
