@@ -203,8 +203,8 @@ def test_doctor_for_people_and_programs(run: Run, toy_search: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["list", "status", "pareto", "check", "plan", "run", "resume", "extend", "confirm", "compare", "recommend",
-                "findings", "doctor"]
+    "command", ["list", "status", "pareto", "check", "plan", "run", "resume", "extend", "confirm", "compare",
+                "recommend", "findings", "doctor"]
 )  # fmt: skip
 def test_every_table_has_json(run: Run, command: str) -> None:
     """Whatever prints a table takes `--json`."""
