@@ -241,6 +241,10 @@ def packed(order: Order, job: Job, base: Any, trials: list[Any], meeting: Meetin
     return {**found, "setup": setup, "evaluation": evaluation}
 
 
+PRODUCTS = 10  # of a GPU, which is told of all of them at once
+LONG_ENOUGH = 0.5  # seconds: a CPU that only emulates 16 bits takes as long for one
+
+
 def flops(order: Order) -> float:
     """Floating-point operations a second of a large matrix product in the dtype that the base computes in."""
     import torch
@@ -253,12 +257,13 @@ def flops(order: Order) -> float:
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     best = 0.0
     for _ in range(5):
-        start = time.perf_counter()
-        for _ in range(10):
+        start, products = time.perf_counter(), 0
+        while products < PRODUCTS and time.perf_counter() - start < LONG_ENOUGH:
             a @ b  # its time is what matters
+            products += 1
         if order.device == "cuda":
             torch.cuda.synchronize()
-        best = max(best, 10 * 2 * size**3 / (time.perf_counter() - start))
+        best = max(best, products * 2 * size**3 / (time.perf_counter() - start))
     return best
 
 

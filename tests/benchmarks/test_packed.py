@@ -17,6 +17,7 @@ def run(out: Path, *more: str) -> dict:
     return json.loads(out.read_text())
 
 
+@pytest.mark.slow
 def test_a_sweep_is_printed_and_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Every column has its times, memory and share of the floor; ratios are to stock PEFT of the same invocation."""
     result = run(tmp_path / "found.json")
