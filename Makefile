@@ -5,7 +5,7 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint const
 SOURCES := pyproject.toml README.md $(wildcard search/*.py search/*.html trainables/*.py spaces/*.py)
 ROOT ?= runs
 
-.PHONY: demo test check-code tests faults slow clean
+.PHONY: demo test check-code tests faults slow docs clean
 
 demo: .venv/installed examples/text/python-reference.txt
 	@rm -rf $(ROOT)/demo
@@ -34,6 +34,11 @@ faults: .venv/installed-test
 slow: .venv/installed-test
 	$(BIN)/python -m pytest -m slow --durations=10
 
+# The documentation as a site, site/index.html; its reference is written from the code.
+docs: .venv/installed-docs
+	$(BIN)/python docs/generate/reference_pages.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 # torch comes first and alone, so that nothing else decides which build is taken.
 .venv/dependencies: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -53,8 +58,13 @@ slow: .venv/installed-test
 	rm -rf build *.egg-info
 	touch $@
 
+.venv/installed-docs: .venv/installed
+	$(PIP) '.[docs]'
+	rm -rf build *.egg-info
+	touch $@
+
 examples/text/python-reference.txt: .venv/installed examples/python_reference.py
 	$(BIN)/python examples/python_reference.py $@
 
 clean:
-	rm -rf .venv build dist *.egg-info examples/text
+	rm -rf .venv build dist site *.egg-info examples/text

@@ -27,7 +27,7 @@ from pydoc_data.topics import topics
 
 import psutil
 
-from lorafront.search.doctor_report import consult
+from lorafront.search.doctor_report import examined
 from lorafront.search.nothing_lost import START, judge, read_witness
 from lorafront.search.paths import RootPaths
 from lorafront.search.study_table import read_study
@@ -165,7 +165,7 @@ def report(run: Soak, seconds: float) -> dict[str, object]:
     """What came out, for the file."""
     table = read_study(run.root / "soak" / "study.db")
     verdict = judge(read_witness(run.witness), table, RUNGS)
-    findings = consult(RootPaths(run.root), "soak", lambda _: None)
+    findings, _ = examined(RootPaths(run.root), "soak")
     outcomes = [trial.outcome.stored for trial in table.counted if trial.outcome]
     return {
         "machine": {"cores": os.cpu_count(), "python": platform.python_version()},

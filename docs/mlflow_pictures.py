@@ -1,4 +1,4 @@
-"""Take the README's pictures of the MLflow UI, in a real browser: the runs of a search, its front, a comparison.
+"""Take the documentation's pictures of the MLflow UI, in a real browser: the runs of a search, its front, a comparison.
 
 Needs the test tools and a Chromium (`apt-get install chromium`).
 

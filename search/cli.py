@@ -1,7 +1,6 @@
-"""The command line: parses, calls, prints, and sets the exit code. Nothing else in the project prints.
+"""The command line: parses, calls, prints, and sets the exit code (spaces/errors.py). Nothing else prints.
 
-Exit codes: 0 done; 2 bad input; 3 owned by another driver; 4 no feasible front; 5 incomplete but resumable; 6 state
-that cannot be read; 130 ended at once by a second signal, resumable as well.
+With `--json` standard output has nothing but the JSON; what a run says meanwhile goes to standard error.
 """
 
 from __future__ import annotations
@@ -9,7 +8,6 @@ from __future__ import annotations
 import atexit
 import gc
 import json
-import os
 import sys
 import time
 from pathlib import Path
@@ -19,6 +17,7 @@ import typer
 
 from lorafront.search import cli_export, cli_init  # noqa: F401  # more commands
 from lorafront.search.cli_choosing import show_confirmation  # and with it more commands
+from lorafront.search.cli_end import end
 from lorafront.search.cli_shared import (
     Devices,
     Engine,
@@ -27,38 +26,46 @@ from lorafront.search.cli_shared import (
     Name,
     Root,
     app,
+    displays,
     observer,
     searches_under,
     study_of,
     terminal,
 )
+from lorafront.search.waiting import waiting
 from lorafront.spaces.errors import InvalidInput, LorafrontError, NoFront
 from lorafront.trainables.shipped_architectures import SHIPPED
 
 if TYPE_CHECKING:
-    from lorafront.search.paths import RootPaths
     from lorafront.search.study_table import StudyTable
 
 
 @app.command()
-def check(file: File, root: Root = None) -> None:
+def check(file: File, root: Root = None, as_json: Json = False) -> None:
     """Validate a search file against its model, its data and this machine, without running it."""
     from lorafront.search.environment import heavy_imports  # before transformers
 
-    with heavy_imports("transformers"):
-        from lorafront.search.preflight import check as check_search
-    from lorafront.search.resolved import resolved_text
-    from lorafront.search.run import refuse_existing
-    from lorafront.search.search_file import read_search_file
+    with waiting("checking model, data and machine"):
+        with heavy_imports("transformers"):
+            from lorafront.search.preflight import check as check_search
+        from lorafront.search import resolved
+        from lorafront.search.mlflow_tracker import open_tracking
+        from lorafront.search.run import refuse_existing
+        from lorafront.search.search_file import read_search_file
 
-    search = read_search_file(file)
-    paths = searches_under(root)
-    prepared = _placed(file, lambda: check_search(search, paths, file.absolute().parent))
-    typer.echo(resolved_text(prepared, paths))
+        search = read_search_file(file)
+        paths = searches_under(root)
+        prepared = _placed(file, lambda: check_search(search, paths, file.absolute().parent))
+        tracking = open_tracking(prepared.search, paths)
     try:
         refuse_existing(paths.search(search.name))
+        taken = []
     except LorafrontError as error:  # the file is good all the same
-        typer.echo(f"# note: {error}")
+        taken = [str(error)]
+    if as_json:
+        typer.echo(json.dumps(resolved.as_json(prepared, tracking, taken), indent=2))
+    else:
+        typer.echo(resolved.resolved_text(prepared, tracking, taken))
 
 
 @app.command()
@@ -80,15 +87,15 @@ def plan(
     """Predict memory before anything runs: what fits on which GPU, how large a batch, how long a search."""
     from lorafront.search.environment import heavy_imports  # before transformers
 
-    with heavy_imports("transformers"):
-        from lorafront.search import plan_report
-        from lorafront.search.plan_question import Question, answer
+    paths = searches_under(root)
+    with waiting(f"predicting memory; what is traced is kept in {paths.traced}"):
+        with heavy_imports("transformers"):
+            from lorafront.search import plan_report
+            from lorafront.search.plan_question import Question, answer
 
-    question = Question(file, model, gpu, batch, length, checkpointing, tflops)
-    gpus, paths = question.checked(), searches_under(root)
-    if sys.stderr.isatty():
-        typer.echo(f"tracing training steps; what was traced before is in {paths.traced}", err=True)
-    found = answer(question, gpus, paths) if file is None else _placed(file, lambda: answer(question, gpus, paths))
+        question = Question(file, model, gpu, batch, length, checkpointing, tflops)
+        gpus = question.checked()
+        found = answer(question, gpus, paths) if file is None else _placed(file, lambda: answer(question, gpus, paths))
     if plot is not None:
         from lorafront.search.plan_plot import plot_plan
 
@@ -108,7 +115,9 @@ def plan(
 
 
 @app.command()
-def run(file: File, root: Root = None, engine: Engine = "process", devices: Devices = "") -> None:
+def run(
+    file: File, root: Root = None, as_json: Json = False, engine: Engine = "process", devices: Devices = ""
+) -> None:
     """Run a search, from the first trial to the front."""
     from lorafront.search.placement import rehearsed
     from lorafront.search.run import refuse_existing, run_search
@@ -123,23 +132,24 @@ def run(file: File, root: Root = None, engine: Engine = "process", devices: Devi
     pretended = rehearsed(devices)
 
     def work() -> StudyTable:
-        return run_search(search, paths, observer(), text=text, near=near, engine=engine, devices=pretended)
+        seen = observer(as_json=as_json)
+        return run_search(search, paths, seen, text=text, near=near, engine=engine, devices=pretended)
 
-    table = _placed(file, work)
-    _conclude(table, paths, time.monotonic() - start)
-    _confirm(table, paths, engine, devices)
+    end(_placed(file, work), paths, start, engine, devices, as_json=as_json)
 
 
 @app.command()
-def resume(name: Name, root: Root = None, engine: Engine = "process", devices: Devices = "") -> None:
+def resume(
+    name: Name, root: Root = None, as_json: Json = False, engine: Engine = "process", devices: Devices = ""
+) -> None:
     """Go on with a search that was interrupted."""
     from lorafront.search.placement import rehearsed
     from lorafront.search.run import resume_search
 
     start = time.monotonic()
-    table = resume_search(name, searches_under(root), observer(), engine=engine, devices=rehearsed(devices))
-    _conclude(table, searches_under(root), time.monotonic() - start)
-    _confirm(table, searches_under(root), engine, devices)
+    paths, pretended = searches_under(root), rehearsed(devices)
+    table = resume_search(name, paths, observer(as_json=as_json), engine=engine, devices=pretended)
+    end(table, paths, start, engine, devices, as_json=as_json)
 
 
 @app.command()
@@ -177,6 +187,7 @@ def extend(
     gpu_hours: Annotated[float | None, typer.Option(help="So many more hours of GPUs.")] = None,
     hours: Annotated[float | None, typer.Option(help="So many more hours.")] = None,
     root: Root = None,
+    as_json: Json = False,
 ) -> None:
     """Give a search more budget and go on with it; one that runs just goes on."""
     from lorafront.search.budget import extended, shown
@@ -191,11 +202,12 @@ def extend(
     more = {limit: value for limit, value in asked.items() if value is not None}
     budget = extended(table.search.budget, more, table.spent)
     if send(paths, Request(kind="extend", budget=budget)):
-        typer.echo(f"{name} goes on: {shown(budget, table.spent)}")
+        goes_on = f"{name} goes on: {shown(budget, table.spent)}"
+        said = json.dumps({"search": name, "budget": budget.model_dump(), "note": goes_on}, indent=2)
+        typer.echo(said if as_json else goes_on)
     else:
-        table = resume_search(name, searches_under(root), observer(), budget=budget)
-        _conclude(table, searches_under(root), time.monotonic() - start)
-        _confirm(table, searches_under(root))
+        table = resume_search(name, searches_under(root), observer(as_json=as_json), budget=budget)
+        end(table, searches_under(root), start, as_json=as_json)
 
 
 @app.command(name="list")
@@ -298,17 +310,24 @@ def mlflow_sync(name: Name, root: Root = None) -> None:
     tracking = open_tracking(table.search, paths)
     if tracking.problem:
         raise InvalidInput(tracking.problem)
-    with owned(search_paths):  # a living driver does the same
-        count = sync(tracking, search_paths)
+    with owned(search_paths), waiting("writing MLflow runs") as step:  # a living driver does the same
+        count = sync(tracking, search_paths, step)
     typer.echo(f"{count} trials of {name} stand in {shown(tracking.uri)}")
 
 
 @app.command()
-def doctor(name: Name, root: Root = None) -> None:
+def doctor(name: Name, root: Root = None, as_json: Json = False) -> None:
     """Check that study, trials' files and MLflow of a search fit together; exits 0, or 5 (mendable), or 6 (damage)."""
-    from lorafront.search.doctor_report import consult
+    from lorafront.search.doctor_report import as_json as in_json
+    from lorafront.search.doctor_report import examined, lines
 
-    found = consult(searches_under(root), name, typer.echo)
+    with waiting("checking study, files and MLflow"):
+        found, notes = examined(searches_under(root), name)
+    if as_json:
+        typer.echo(json.dumps(in_json(name, found, notes), indent=2))
+    else:
+        for line in lines(name, found, notes):
+            typer.echo(line)
     if found:
         sys.exit(6 if any(finding.damage for finding in found) else 5)
 
@@ -329,7 +348,8 @@ def main() -> None:
     """Run the command line; the only place where an error becomes an exit code."""
     atexit.register(gc.freeze)  # the last collection of a process looks at nothing then: 3 s less after heavy imports
     try:
-        app()  # unknown options and missing arguments exit with 2 by themselves
+        with displays:
+            app()  # unknown options and missing arguments exit with 2 by themselves
     except LorafrontError as error:
         typer.echo(str(error), err=True)
         sys.exit(error.exit_code)
@@ -346,51 +366,6 @@ def _placed(file: Path, work: Any) -> Any:
         return work()
     except InvalidInput as error:
         raise InvalidInput(locate(error.problems, file, read_yaml(file)[1])) from error
-
-
-def _conclude(table: StudyTable, root: RootPaths, seconds: float) -> None:
-    """The end of a run: what came out, where it lies, and what to do with it."""
-    from lorafront.search.front import front_of
-    from lorafront.search.tables import baseline_lines, failure_lines, front_table, reference_lines
-
-    paths = root.search(table.search.name)
-    members = front_of(table)
-    if members:
-        terminal().print(front_table(table, members))
-    for line in (*baseline_lines(table), *reference_lines(table)):
-        typer.echo(line)
-    typer.echo(f"{len(table.counted)} trials recorded; this run took {seconds // 60:.0f} min {seconds % 60:.0f} s")
-    for line in failure_lines(table):
-        typer.echo(line, err=True)
-    option = "" if root.root == Path("runs") else f" --root {root.root}"
-    if table.complete:
-        typer.echo(f"plot:    {paths.front_png}")
-    if members:
-        typer.echo(f"choose:  lorafront recommend {paths.name}{option}; lorafront report {paths.name}{option}")
-        typer.echo(f"export:  lorafront export {paths.name} --out exports/{paths.name}{option}")
-    own_store = not table.search.tracking.uri and not os.environ.get("MLFLOW_TRACKING_URI")
-    typer.echo(f"MLflow:  lorafront ui{option}" if own_store else "MLflow:  on the server that tracking names")
-    if not members:
-        raise NoFront(f"search {paths.name!r} ended without a feasible trial at full fidelity")
-
-
-def _confirm(table: StudyTable, root: RootPaths, engine: str = "process", devices: str = "") -> None:
-    """Where the search's file asks for it, train its front again with other seeds."""
-    if table.search.confirm is None or table.search.confirms is not None:
-        return
-    from lorafront.search.compare import compare_search
-    from lorafront.search.confirm import confirm_search
-    from lorafront.search.placement import rehearsed
-
-    typer.echo("the front is trained again with other seeds")
-    found = confirm_search(table.search.name, root, observer(), engine=engine, devices=rehearsed(devices))
-    baselines = table.search.confirm.baselines
-    if baselines:
-        typer.echo(f"and so is what it is compared with: {', '.join(baselines)}")
-        found = compare_search(
-            table.search.name, root, baselines, observer(), engine=engine, devices=rehearsed(devices)
-        )
-    show_confirmation(found)
 
 
 if __name__ == "__main__":

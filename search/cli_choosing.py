@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,6 +22,7 @@ from lorafront.search.cli_shared import (
     study_of,
     terminal,
 )
+from lorafront.search.waiting import waiting
 from lorafront.spaces.errors import InvalidInput
 
 if TYPE_CHECKING:
@@ -90,34 +90,24 @@ def _other_batch(table: StudyTable, chosen_from: StudyTable, paths: SearchPaths,
     """Predict; tracing what was not traced before takes seconds."""
     from lorafront.search.environment import heavy_imports  # before transformers
 
-    with heavy_imports("transformers"):
-        from lorafront.search.other_batch import other_batch
+    with waiting(f"tracing training steps with {rows} rows a pass"):
+        with heavy_imports("transformers"):
+            from lorafront.search.other_batch import other_batch
 
-    if sys.stderr.isatty():
-        typer.echo(f"tracing training steps with {rows} rows a pass", err=True)
-    return other_batch(table, chosen_from, paths, rows)
+        return other_batch(table, chosen_from, paths, rows)
 
 
 def _generations(
     found: Recommendation, table: StudyTable, paths: SearchPaths, source: str, texts: Sequence[str], tokens: int
 ) -> Generations:
-    """Answers, with a bar on a terminal."""
-    from rich.console import Console
-    from rich.progress import Progress
-
+    """Answers of the candidates."""
     from lorafront.search.environment import heavy_imports  # before peft
 
-    with heavy_imports("peft"):
-        from lorafront.search.generations import Asked, generations
+    with waiting("writing answers") as step:
+        with heavy_imports("peft"):
+            from lorafront.search.generations import Asked, generations
 
-    console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("answers", total=None)
-
-        def show(done: int, total: int) -> None:
-            bar.update(task, completed=done, total=total)
-
-        return generations(found, table, paths, Asked(source, texts, tokens), show)
+        return generations(found, table, paths, Asked(source, texts, tokens), step)
 
 
 @app.command()
@@ -141,12 +131,11 @@ def confirm(
     """Train the front again with other seeds, on rows that the search never saw: intervals, and who stays on it."""
     from lorafront.search.confirm import confirm_search
     from lorafront.search.placement import rehearsed
-    from lorafront.search.progress import Silent
 
     found = confirm_search(
         name,
         searches_under(root),
-        Silent() if as_json else observer(),
+        observer(as_json=as_json),
         seeds=seeds,
         hours=hours,
         held_out=held_out,
@@ -173,7 +162,6 @@ def compare(
     """Train the recommended default, or the whole model, beside the front: the same seeds, and rows it never saw."""
     from lorafront.search.compare import compare_search
     from lorafront.search.placement import rehearsed
-    from lorafront.search.progress import Silent
     from lorafront.search.search_file import Baseline
 
     asked = [one.strip() for one in baseline.split(",")]
@@ -184,7 +172,7 @@ def compare(
         name,
         searches_under(root),
         [one for one in known if one in asked],
-        Silent() if as_json else observer(),
+        observer(as_json=as_json),
         seeds=seeds,
         hours=hours,
         engine=engine,
@@ -208,10 +196,11 @@ def show_confirmation(found: Confirmation, *, as_json: bool = False) -> None:
 @app.command()
 def findings(name: Name, root: Root = None, as_json: Json = False) -> None:
     """Say what the trials have shown: what rank, modules and quantization gain and cost, and where defaults fail."""
-    from lorafront.search import findings as shown
+    with waiting("comparing trials"):
+        from lorafront.search import findings as shown
 
-    table, _ = study_of(name, root)
-    found = shown.findings(table)
+        table, _ = study_of(name, root)
+        found = shown.findings(table)
     if as_json:
         typer.echo(json.dumps(shown.as_json(found), indent=2))
         return
@@ -231,8 +220,6 @@ def report(
     root: Root = None,
 ) -> None:
     """Write one HTML file with the front, its figures and how to repeat it, and a Markdown version beside it."""
-    from lorafront.search.confirm import confirmation_of
-    from lorafront.search.report import as_html, as_markdown, shown_findings
     from lorafront.trainables.checkpoint import write_text
 
     table, paths = study_of(name, root)
@@ -240,9 +227,13 @@ def report(
     if file.suffix == ".md" or file.is_dir() or any(parent.is_file() for parent in file.parents):
         raise InvalidInput(f"--out {file} is no place for a web page; give a name such as report.html")
     file.parent.mkdir(parents=True, exist_ok=True)
-    known, found = confirmation_of(table, searches_under(root)), shown_findings(table)
-    write_text(file, as_html(table, known, found))
-    write_text(file.with_suffix(".md"), as_markdown(table, known, found))
+    with waiting("comparing trials and drawing figures"):
+        from lorafront.search.confirm import confirmation_of
+        from lorafront.search.report import as_html, as_markdown, shown_findings
+
+        known, found = confirmation_of(table, searches_under(root)), shown_findings(table)
+        write_text(file, as_html(table, known, found))
+        write_text(file.with_suffix(".md"), as_markdown(table, known, found))
     typer.echo(f"{file}\n{file.with_suffix('.md')}")
     if file == paths.report_html and table.search.imported is None:
         typer.echo(
@@ -270,17 +261,18 @@ def import_results(
     root: Root = None,
 ) -> None:
     """Make a read-only search from a table of anybody's results, to choose from it and report on it."""
-    from lorafront.search.import_results import Reading
-    from lorafront.search.import_results import import_results as imported
-
     pairs = [pair.strip() for given in columns or () for pair in given.split(",")]
     for pair in pairs:
         if not all(part.strip() for part in pair.partition("=")):
             raise InvalidInput(f"--map takes OURS=THEIRS (got {pair!r})")
     chosen = {ours.strip(): theirs.strip() for ours, _, theirs in (pair.partition("=") for pair in pairs)}
     axes = [axis.strip() for axis in objectives.split(",")] if objectives else []
-    reading = Reading(chosen, loss, model, vram_unit, axes, replicates)
-    table = imported(file, name, searches_under(root), reading)
+    with waiting("reading the table"):
+        from lorafront.search.import_results import Reading
+        from lorafront.search.import_results import import_results as imported
+
+        reading = Reading(chosen, loss, model, vram_unit, axes, replicates)
+        table = imported(file, name, searches_under(root), reading)
     for note in table.notes:
         typer.echo(textwrap.fill(note, 80, subsequent_indent="  "))
     option = f" --root {root}" if root else ""

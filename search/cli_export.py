@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lorafront.search.cli_shared import Name, Root, app, searches_under, terminal
+from lorafront.search.cli_shared import Name, Root, app, searches_under
+from lorafront.search.waiting import waiting
 
 if TYPE_CHECKING:
-    from lorafront.search.train_export import Progress
     from lorafront.trainables.trial import Report
 
 
@@ -35,12 +33,13 @@ def export(
     from lorafront.search.recipes import PEFT, RECIPES, chosen_formats
 
     wanted = [chosen for chosen in chosen_formats(formats or []) if chosen != PEFT]
-    if wanted:
-        with heavy_imports("transformers"):
-            import transformers  # noqa: F401  # rows and merged models need it
-    from lorafront.search.export import export_front
+    with waiting("writing trials") as step:
+        if wanted:
+            with heavy_imports("transformers"):
+                import transformers  # noqa: F401  # rows and merged models need it
+        from lorafront.search.export import export_front
 
-    folders = export_front(searches_under(root).existing(name), out, trial or (), wanted)
+        folders = export_front(searches_under(root).existing(name), out, trial or (), wanted, step)
     for folder in folders:
         typer.echo(str(folder))
     for recipe in (recipe for recipe in wanted if recipe in RECIPES):
@@ -65,8 +64,8 @@ def train(
     from lorafront.search.train_export import Length, train_export
 
     folder = out or export.with_name(f"{export.name}-trained")
-    with _bar() as progress:
-        train_export(export, folder, Length(epochs, data, eval_data, rows, model), progress, _say)
+    with waiting("training rows") as step:
+        train_export(export, folder, Length(epochs, data, eval_data, rows, model), step, _say)
     typer.echo(str(folder))
 
 
@@ -74,30 +73,4 @@ def _say(report: Report, total: int) -> None:
     """What an evaluation found."""
     names = ("perplexity", "accuracy", "f1", "eval_loss")
     found = [f"{name} {report.measurements[name]:.5g}" for name in names if name in report.measurements]
-    typer.echo(f"{report.rows} of {total} rows: {', '.join(found)}")
-
-
-@contextmanager
-def _bar() -> Iterator[Progress]:
-    """A bar with the time that is left; nothing where there is no terminal."""
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    console = terminal()
-    columns = (TextColumn("rows"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"))
-    bar = Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal)
-    with bar:
-        task = bar.add_task("rows", start=False)
-
-        def show(seen: int, total: int) -> None:
-            if not bar.tasks[task].started:  # not before the base is loaded; what was done earlier is no speed
-                bar.start_task(task)
-            bar.update(task, completed=min(seen, total), total=total)
-
-        yield show
+    print(f"{report.rows} of {total} rows: {', '.join(found)}")  # typer's echo would go into the line that is drawn

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from lorafront.spaces.errors import EXIT_CODES
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -16,13 +19,25 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     help="Find the LoRA and QLoRA configurations that nobody can beat.",
+    epilog="Exit codes: " + "; ".join(f"{code} {meaning}" for code, meaning in EXIT_CODES.items()) + ".",
     no_args_is_help=True,
     add_completion=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+displays = contextlib.ExitStack()  # what is drawn on the terminal; taken down before an error is said
+
+
+def searches(ctx: typer.Context, incomplete: str) -> list[str]:
+    """Names that complete a NAME in the shell; none where they cannot be read."""
+    try:
+        return [name for name in searches_under(ctx.params.get("root")).names() if name.startswith(incomplete)]
+    except OSError:  # a shell shows whatever is printed here in the middle of the user's line
+        return []
+
+
 Root = Annotated[Path | None, typer.Option("--root", help="Folder of the searches [LORAFRONT_ROOT, else runs].")]
-Name = Annotated[str, typer.Argument(help="Name of a search.")]
+Name = Annotated[str, typer.Argument(help="Name of a search.", autocompletion=searches)]
 File = Annotated[Path, typer.Argument(help="Search file (YAML).")]
 Engine = Annotated[str, typer.Option(hidden=True, help="`toy` rehearses a search without training anything.")]
 Devices = Annotated[str, typer.Option(help="Pretend such GPUs, as in 2x24GB: how trials would be placed there.")]
@@ -56,9 +71,15 @@ def terminal() -> Console:
     return Console()
 
 
-def observer() -> Observer:
-    """Who shows a run: a live table on a terminal, plain lines elsewhere."""
+def observer(*, as_json: bool = False) -> Observer:
+    """Who shows a run: a live table on a terminal, plain lines elsewhere; on standard error where JSON is wanted."""
+    from rich.console import Console
+
     from lorafront.search.progress import LiveTable, PlainLines
 
-    console = terminal()
-    return LiveTable(console) if console.is_terminal else PlainLines(typer.echo)
+    console = Console(stderr=as_json)
+    if not console.is_terminal:
+        return PlainLines(lambda line: typer.echo(line, err=as_json))
+    table = LiveTable(console)
+    displays.callback(table.ended)
+    return table.open()

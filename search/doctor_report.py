@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
 
 from lorafront.search.doctor import Finding, examine, examine_runs
 from lorafront.search.mlflow_tracker import open_tracking, shown
@@ -13,8 +14,8 @@ from lorafront.search.study_table import StudyTable, read_study
 from lorafront.spaces.errors import SearchOwned
 
 
-def consult(root: RootPaths, name: str, say: Callable[[str], None]) -> list[Finding]:
-    """Examine a search and say what was found.
+def examined(root: RootPaths, name: str) -> tuple[list[Finding], list[str]]:
+    """What does not fit together, and what was looked at.
 
     Raises:
         SearchNotFound: there is none of that name.
@@ -24,14 +25,23 @@ def consult(root: RootPaths, name: str, say: Callable[[str], None]) -> list[Find
     refuse_imported(read_study(paths.study_db).search, "check")
     try:
         with owned(paths):  # nobody writes meanwhile
-            found, notes = _examined(root, paths, driven=False)
+            return _examined(root, paths, driven=False)
     except SearchOwned:
         found, notes = _examined(root, paths, driven=True)
-        notes.append("a process runs this search now: only what has ended was checked, and MLflow not at all")
-    for line in [*found, *notes]:
-        say(str(line))
-    say(f"{name}: {len(found)} findings" if found else f"{name}: nothing is wrong")
-    return found
+        return found, [
+            *notes, "a process runs this search now: only what has ended was checked, and MLflow not at all"
+        ]  # fmt: skip
+
+
+def lines(name: str, found: list[Finding], notes: list[str]) -> list[str]:
+    """For people."""
+    said = [str(line) for line in (*found, *notes)]
+    return [*said, f"{name}: {len(found)} findings" if found else f"{name}: nothing is wrong"]
+
+
+def as_json(name: str, found: list[Finding], notes: list[str]) -> dict[str, Any]:
+    """For programs."""
+    return {"search": name, "findings": [asdict(finding) for finding in found], "notes": notes}
 
 
 def _examined(root: RootPaths, paths: SearchPaths, *, driven: bool) -> tuple[list[Finding], list[str]]:

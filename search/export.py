@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -44,7 +44,10 @@ PATHS = ("path", "eval_path", "test_path")  # of data
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 
 
-def export_front(paths: SearchPaths, out: Path, numbers: Sequence[int] = (), formats: Sequence[str] = ()) -> list[Path]:
+def export_front(
+    paths: SearchPaths, out: Path, numbers: Sequence[int] = (), formats: Sequence[str] = (),
+    step: Callable[[int, int], None] = lambda _done, _all: None,
+) -> list[Path]:  # fmt: skip
     """Export every front member, or the trials of the given numbers.
 
     Args:
@@ -52,6 +55,7 @@ def export_front(paths: SearchPaths, out: Path, numbers: Sequence[int] = (), for
         out: folder to write.
         numbers: of trials; none is the front.
         formats: beside PEFT's own, which is always written.
+        step: hears before each folder how many are done, of how many.
 
     Raises:
         NoFront: there is none yet.
@@ -75,9 +79,10 @@ def export_front(paths: SearchPaths, out: Path, numbers: Sequence[int] = (), for
         from lorafront.search.recipe_rows import rows_of
 
         write_rows(rows_of(table.search, tokens), recipes, out)
-    folders = []
+    folders: list[Path] = []
     confirmed = confirmation_of(table, RootPaths(paths.folder.parent))
     for trial in chosen:
+        step(len(folders), len(chosen))
         sure = tuple(how_sure(confirmed, trial.number)) if confirmed else ()
         place = out / f"trial-{trial.number:05d}"
         folder = Exported(table, trial, checkpoint_of(paths, trial), place, model, sure)

@@ -151,14 +151,16 @@ def _follow(tracking: Tracking, paths: SearchPaths, stop: threading.Event, failu
             return
 
 
-def sync(tracking: Tracking, paths: SearchPaths) -> int:
+def sync(tracking: Tracking, paths: SearchPaths, step: Callable[[int, int], None] = lambda _done, _all: None) -> int:
     """Write all runs of a search, or bring them up to date. Returns the number of trials.
+
+    `step` hears before each trial how many are done, of how many.
 
     Raises:
         MlflowException: the store refuses.
     """
     table = read_study(paths.study_db)
-    Projection(tracking, paths).update(table, over=True)
+    Projection(tracking, paths).update(table, over=True, step=step)
     return len(table.trials)
 
 
@@ -193,13 +195,16 @@ class Projection:
     _runs: dict[int, str] = field(default_factory=dict)
     _sent: dict[int, tuple[Any, ...]] = field(default_factory=dict)
 
-    def update(self, table: StudyTable, *, over: bool) -> None:
+    def update(
+        self, table: StudyTable, *, over: bool, step: Callable[[int, int], None] = lambda _done, _all: None
+    ) -> None:
         """Send what is new. `over`: nobody drives the search any more, so the parent ends and gets its artifacts."""
         client = self._client()
         if not self._parent:
             self._find_runs(client, table)
         members = {trial.number for trial in front_of(table)}
-        for trial in table.trials:
+        for index, trial in enumerate(table.trials):
+            step(index, len(table.trials))
             seen = (trial.state, len(trial.rungs), trial.number in members, bool(trial.standalone))
             if self._sent.get(trial.number) != seen:
                 self._send(client, trial, table, pareto=trial.number in members)

@@ -43,11 +43,11 @@ class FunctionObjective(Section):
     function: Annotated[str, BeforeValidator(_reference)] = Field(
         description="module:function, called with (model, tokenizer) at the end of a trial; gives a number"
     )
-    direction: Direction = "minimize"
+    direction: Direction = Field(default="minimize", description="which way is better")
     name: Annotated[str, BeforeValidator(_name), Field(pattern=r"^[A-Za-z_]\w{0,63}$")] = Field(
         default="", description="none is the function's"
     )
-    unit: str = ""
+    unit: str = Field(default="", description="shown behind its values")
 
     @model_validator(mode="before")
     @classmethod

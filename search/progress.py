@@ -5,6 +5,7 @@ Observers are told by the searcher, after the study has it. They keep their own 
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,12 +19,11 @@ from rich.text import Text
 from lorafront.search.front import undominated
 from lorafront.search.search_file import SearchFile
 from lorafront.search.tables import COMPACT, cells, trial_columns
+from lorafront.search.waiting import Clock, spell
 from lorafront.spaces.lora import LoraConfiguration
 from lorafront.spaces.objectives import Objective
 from lorafront.trainables.outcome import Outcome
 from lorafront.trainables.trial import Report
-
-Clock = Callable[[], float]
 
 
 class Observer(Protocol):
@@ -84,11 +84,12 @@ class PlainLines:
         self._start, self._rungs, self._budget, self._done = self._clock(), rungs, search.budget.trials, recorded
         self._objectives = search.objective_list
         self._already = recorded
+        self._end = _end(search, self._start)
         self._say(f"search {search.name}: {self._budget} trials, rungs at {', '.join(map(str, rungs))} rows")
 
     def extended(self, search: SearchFile) -> None:
         """The new number of trials."""
-        self._budget = search.budget.trials
+        self._budget, self._end = search.budget.trials, _end(search, self._start)
         self._say(f"the budget has grown: {self._budget} trials")
 
     def started(self, number: int, lora: LoraConfiguration) -> None:
@@ -106,7 +107,9 @@ class PlainLines:
             line += f"; {report.outcome.value}"
             if report.error:
                 line += f": {last_line(report.error)}"
-            left = time_left(self._clock() - self._start, self._done - self._already, self._budget - self._done)
+            now = self._clock()
+            done, remaining = self._done - self._already, self._budget - self._done
+            left = time_left(now - self._start, done, remaining, self._end - now)
             line += f" [{self._done}/{self._budget}, {left}]"
         elif report.paused:
             line += "; paused"
@@ -131,19 +134,27 @@ class _Row:
 
 @dataclass
 class LiveTable:
-    """A table that is drawn again twice a second."""
+    """A table that is drawn again twice a second, from `open` or `begun` on."""
 
     console: Console
     clock: Clock = time.monotonic
     _rows: dict[int, _Row] = field(default_factory=dict)
     _messages: list[str] = field(default_factory=list)
     _live: Live | None = None
+    _search: SearchFile | None = None
 
-    def begun(self, search: SearchFile, rungs: tuple[int, ...], recorded: int) -> None:
-        """Start drawing."""
-        self._search, self._rungs, self._already, self._start = search, rungs, recorded, self.clock()
+    def open(self) -> LiveTable:
+        """Start drawing: that the search is being prepared."""
+        self._start = self.clock()
         self._live = Live(get_renderable=self.render, console=self.console, refresh_per_second=2, transient=True)
         self._live.start()
+        return self
+
+    def begun(self, search: SearchFile, rungs: tuple[int, ...], recorded: int) -> None:
+        """From now on there are trials to draw."""
+        if self._live is None:
+            self.open()
+        self._search, self._rungs, self._already, self._start = search, rungs, recorded, self.clock()
 
     def extended(self, search: SearchFile) -> None:
         """Counted against from now on."""
@@ -172,49 +183,59 @@ class LiveTable:
 
     def render(self) -> Group:
         """The picture of this moment."""
+        search = self._search
+        if search is None:
+            passed = spell(self.clock() - self._start)
+            return Group(Text(f"checking model, data and machine, starting workers: {passed}"))
         rows = dict(self._rows)  # drawn in another thread than the one that adds rows
         running = {n: row for n, row in rows.items() if row.outcome is None}
         ended = {n: row for n, row in rows.items() if row.outcome is not None}
-        members = self._front_so_far(ended)
+        members = _front_so_far(search, ended)
         best = {n: row for n, row in ended.items() if n in members}
-        table = Table(title=self._headline(running, ended), title_justify="left", **COMPACT)
-        trial_columns(table, self._search.objective_list)
+        table = Table(title=self._headline(search, running, ended), title_justify="left", **COMPACT)
+        trial_columns(table, search.objective_list)
         for number, row in running.items():
-            self._add(table, number, row, "paused" if row.paused else "running" if row.report else "started")
-        first = self._search.objective_list[0]
+            self._add(table, search, number, row, "paused" if row.paused else "running" if row.report else "started")
+        first = search.objective_list[0]
         sign = -1 if first.direction == "maximize" else 1
         for number, row in sorted(best.items(), key=lambda item: sign * _value(item[1], first.name)):
-            self._add(table, number, row, "[bold]front so far[/bold]")
+            self._add(table, search, number, row, "[bold]front so far[/bold]")
         recent = [n for n in ended if n not in best][-5:]
         for number in recent:
             outcome = ended[number].outcome
-            self._add(table, number, ended[number], outcome.name.lower().replace("_", " ") if outcome else "")
+            self._add(table, search, number, ended[number], outcome.name.lower().replace("_", " ") if outcome else "")
         return Group(table, *(Text(message, style="dim") for message in self._messages))
 
-    def _headline(self, running: dict[int, _Row], ended: dict[int, _Row]) -> str:
+    def _headline(self, search: SearchFile, running: dict[int, _Row], ended: dict[int, _Row]) -> str:
         outcomes = [row.outcome for row in ended.values() if row.outcome is not None]
         counted = sum(outcome.counts for outcome in outcomes)
         failed = sum(outcome.is_failure and outcome.counts for outcome in outcomes)
         stopped = sum(outcome in {Outcome.STOPPED, Outcome.CANCELLED, Outcome.DIVERGED} for outcome in outcomes)
-        done, budget = self._already + counted, self._search.budget.trials
-        left = time_left(self.clock() - self._start, counted, budget - done)
+        done, budget, now = self._already + counted, search.budget.trials, self.clock()
+        left = time_left(now - self._start, counted, budget - done, _end(search, self._start) - now)
         finished = counted - failed - stopped
         return (
-            f"{self._search.name}  {done}/{budget} trials: {len(running)} running, {finished} finished, "
-            f"{stopped} stopped, {failed} failed; {left}"
+            f"{search.name}  {done}/{budget} trials: {len(running)} running, {finished} finished, "
+            f"{stopped} stopped, {failed} failed; {spell(now - self._start)} passed, {left}"
         )
 
-    def _front_so_far(self, ended: dict[int, _Row]) -> set[int]:
-        complete = {
-            n: row.report.measurements for n, row in ended.items() if row.outcome is Outcome.COMPLETE and row.report
-        }
-        return undominated(complete, self._search.objective_list, self._search.limits)
-
-    def _add(self, table: Table, number: int, row: _Row, state: str) -> None:
+    def _add(self, table: Table, search: SearchFile, number: int, row: _Row, state: str) -> None:
         table.add_row(
             str(number), row.label, f"{row.rows}/{self._rungs[-1]}",
-            *cells(row.report.measurements if row.report else {}, self._search.objective_list), state,
+            *cells(row.report.measurements if row.report else {}, search.objective_list), state,
         )  # fmt: skip
+
+
+def _front_so_far(search: SearchFile, ended: dict[int, _Row]) -> set[int]:
+    complete = {
+        n: row.report.measurements for n, row in ended.items() if row.outcome is Outcome.COMPLETE and row.report
+    }
+    return undominated(complete, search.objective_list, search.limits)
+
+
+def _end(search: SearchFile, start: float) -> float:
+    """When its hours are over at the latest; what earlier drivers took of them is not known here."""
+    return math.inf if search.budget.hours is None else start + search.budget.hours * 3600
 
 
 def _value(row: _Row, name: str) -> float:
@@ -231,16 +252,20 @@ def _numbers(measured: Mapping[str, object], objectives: Sequence[Objective]) ->
     return ", ".join(shown)
 
 
-def time_left(passed: float, done: int, remaining: int) -> str:
-    """An estimate from the trials so far: `2 min left`; no promise before the first one has ended."""
+def time_left(passed: float, done: int, remaining: int, at_most: float = math.inf) -> str:
+    """An estimate from the trials so far: `2 min left`; no promise before the first one has ended.
+
+    Args:
+        passed: seconds so far.
+        done: trials in them.
+        remaining: trials.
+        at_most: seconds that the budget leaves.
+    """
     if remaining <= 0:
         return "the last ones"
-    if done <= 0:
-        return "time left unknown"
-    seconds = passed / done * remaining
-    if seconds < 90:  # noqa: PLR2004  # below that, minutes say too little
-        return f"{seconds:.0f} s left"
-    return f"{seconds / 60:.0f} min left" if seconds < 5400 else f"{seconds / 3600:.1f} h left"  # noqa: PLR2004
+    if done > 0:
+        return f"{spell(min(passed / done * remaining, max(0.0, at_most)))} left"
+    return "time left unknown" if math.isinf(at_most) else f"at most {spell(at_most)} left"
 
 
 def last_line(text: str) -> str:

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from typing import Any
 
 from ruamel.yaml import YAML
 
-from lorafront.search.mlflow_tracker import open_tracking, shown
-from lorafront.search.paths import RootPaths
+from lorafront.search.mlflow_tracker import Tracking, shown
 from lorafront.search.prepared import Prepared
 from lorafront.spaces.sizes import size_text
 from lorafront.trainables.data import few
 
 
-def resolved_text(prepared: Prepared, root: RootPaths) -> str:
-    """The resolved file as YAML, then the facts as comments, so that the whole is a file again."""
+def resolved_text(prepared: Prepared, tracking: Tracking, notes: Sequence[str] = ()) -> str:
+    """The resolved file as YAML, then the facts and the notes as comments, so that the whole is a file again."""
     search = prepared.search
     data: dict[str, Any] = search.model_dump(mode="json", exclude_none=True)
     stream = io.StringIO()
@@ -54,9 +54,32 @@ def resolved_text(prepared: Prepared, root: RootPaths) -> str:
         lora = prepared.configuration(start.params)
         lines.append(f"start point {start.label}: {lora.label} lr {lora.learning_rate:.2g}")
     lines += [f"download: {what}" for what in prepared.downloads]
-    tracking = open_tracking(search, root)
     lines.append(
         f"MLflow: {shown(tracking.uri)} ({tracking.source})" + (f"; {tracking.problem}" if tracking.problem else "")
     )
-    lines += [f"note: {note}" for note in prepared.notes]
+    lines += [f"note: {note}" for note in (*prepared.notes, *notes)]
     return stream.getvalue() + "\n" + "\n".join(f"# {line}" for line in lines)
+
+
+def as_json(prepared: Prepared, tracking: Tracking, notes: Sequence[str] = ()) -> dict[str, Any]:
+    """The same for programs; `search` is a search file with every default filled in."""
+    search, (size, continuous), tokens = prepared.search, prepared.size(), prepared.tokens
+    sets = {"training": tokens.train, "evaluation": tokens.evaluation, **tokens.also}
+    starts = {start.label: prepared.configuration(start.params) for start in prepared.starts.points}
+    return {
+        "search": search.model_dump(mode="json", exclude_none=True),
+        "space": {"configurations": size, "continuous": continuous},
+        "modules": {name: found.targets for name, found in prepared.resolved.items()},
+        "model": {"parameters": prepared.facts.parameters, "linear_modules": len(prepared.facts.linears)},
+        "data": {name: {"rows": len(rows), "tokens": int(rows.offsets[-1])} for name, rows in sets.items()},
+        "labels": tokens.labels,
+        "references": prepared.references(),
+        "devices": [{"name": o.name, "count": o.count, "free_bytes": o.bytes} for o in prepared.placement.types],
+        "memory_predicted": prepared.memory is not None,
+        "objectives": {objective.name: objective.direction for objective in search.objective_list},
+        "rungs": prepared.rungs,
+        "start_points": {label: lora.model_dump(mode="json") for label, lora in starts.items()},
+        "downloads": prepared.downloads,
+        "mlflow": {"uri": shown(tracking.uri), "source": tracking.source, "problem": tracking.problem},
+        "notes": [*prepared.notes, *notes],
+    }

@@ -135,16 +135,21 @@ def _points(raw: object) -> object:
 class SearchFile(Section):
     """All that a search is. See `lorafront init` for a commented file."""
 
-    name: Annotated[str, BeforeValidator(_name)]
-    model: Annotated[ModelConfig, BeforeValidator(_model)]
-    task: Annotated[str, BeforeValidator(_known_task)] = "causal_lm"
-    data: DataConfig
-    space: LoraSpace = LoraSpace()
-    objectives: Annotated[list[ObjectiveEntry], Field(min_length=2, max_length=4)] = Field(
-        ["perplexity", "peak_vram_gb"]
+    name: Annotated[str, BeforeValidator(_name)] = Field(description="of the folder, the study and MLflow's experiment")
+    model: Annotated[ModelConfig, BeforeValidator(_model)] = Field(description="the frozen base")
+    task: Annotated[str, BeforeValidator(_known_task)] = Field(
+        default="causal_lm", description="causal_lm, seq_cls, seq_2_seq_lm, or your own as module:name"
     )
-    constraints: dict[Measurement, Comparison] = Field(default_factory=dict)
-    training: TrainingConfig = TrainingConfig(epochs=1)
+    data: DataConfig = Field(description="what to adapt to")
+    space: LoraSpace = Field(default=LoraSpace(), description="what varies")
+    objectives: Annotated[list[ObjectiveEntry], Field(min_length=2, max_length=4)] = Field(
+        default=["perplexity", "peak_vram_gb"],
+        description="axes of the front; of seq_cls without any: accuracy, peak_vram_gb",
+    )
+    constraints: dict[Measurement, Comparison] = Field(
+        default_factory=dict, description='limits by measurement, such as "<= 12"; what breaks one is not on the front'
+    )
+    training: TrainingConfig = Field(default=TrainingConfig(epochs=1), description="how long and how a trial trains")
     engine: Literal["auto", "packed", "process"] = Field(
         default="auto",
         description="packed: many trials in one pass over one frozen base; process: each by stock PEFT in a process of "
@@ -154,10 +159,12 @@ class SearchFile(Section):
     early_stopping: Literal["off", "rungs", "model"] = Field(
         default="model", description="which trials end before full fidelity"
     )
-    budget: Budget = Budget()
-    resources: Resources = Resources()
-    tracking: Tracking = Tracking()
-    start_points: Annotated[StartPoints, BeforeValidator(_points)] = StartPoints()
+    budget: Budget = Field(default=Budget(), description="when the search ends")
+    resources: Resources = Field(default=Resources(), description="what a trial gets, and how many run at once")
+    tracking: Tracking = Field(default=Tracking(), description="where MLflow is")
+    start_points: Annotated[StartPoints, BeforeValidator(_points)] = Field(
+        default=StartPoints(), description="what is tried first"
+    )
     baseline: StartPoint | None = Field(
         default=None, description="the user's own recipe: runs first and to the end; the front is compared with it"
     )
@@ -173,7 +180,7 @@ class SearchFile(Section):
     imported: str | None = Field(
         default=None, description="the table whose results these are; what `import-results` sets: nothing is run"
     )
-    seed: Annotated[Whole, Ge(0), Le(2**31 - 1)] = 0
+    seed: Annotated[Whole, Ge(0), Le(2**31 - 1)] = Field(default=0, description="of sampling, adapters and row order")
     code: str | None = Field(default=None, description="folder of your own modules; none is that of this file")
 
     @model_validator(mode="before")

@@ -11,7 +11,7 @@
     ├── Incomplete (RuntimeError)              the search stopped before its budget was spent; `resume` goes on
     └── NoFront (LookupError)                  no feasible trial at full fidelity
 
-`exit_code` is what the command line exits with.
+`exit_code` is what the command line exits with; `EXIT_CODES` says in words what each means.
 """
 
 from __future__ import annotations
@@ -19,6 +19,17 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+
+EXIT_CODES = {
+    0: "done",
+    1: "an error that nobody expected, with its traceback",
+    2: "bad input",
+    3: "another process runs this search",
+    4: "no feasible trial at full fidelity, or none that fits",
+    5: "stopped or interrupted, `lorafront resume` goes on",
+    6: "state that cannot be read",
+    130: "ended at once by a second signal, `lorafront resume` goes on as well",
+}
 
 
 class LorafrontError(Exception):

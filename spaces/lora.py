@@ -46,14 +46,14 @@ class AlphaRatio(BaseModel):
     """alpha as a multiple of the rank (LoRA scales its update by alpha / rank)."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-    ratio: NumberParameter[Positive]
+    ratio: NumberParameter[Positive] = Field(description="alpha / rank")
 
 
 class AlphaAbsolute(BaseModel):
     """alpha as a number of its own."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-    absolute: NumberParameter[Positive]
+    absolute: NumberParameter[Positive] = Field(description="alpha")
 
 
 def _alpha_form(raw: object) -> str:
@@ -167,7 +167,10 @@ class LoraSpace(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 
     rank: NumberParameter[Count] = Field(default=presets.DEFAULT_SPACE["rank"])
-    alpha: Alpha = Field(default=presets.DEFAULT_SPACE["alpha"])
+    alpha: Alpha = Field(
+        default=presets.DEFAULT_SPACE["alpha"],
+        description="{ratio: …} times the rank, or a number of its own; the update is scaled by alpha / rank",
+    )
     modules: NameParameter[ModuleSet] = Field(default=presets.DEFAULT_SPACE["modules"])
     quantization: NameParameter[Quantization] = Field(default=presets.DEFAULT_SPACE["quantization"])
     dropout: NumberParameter[Share] = Field(default=presets.DEFAULT_SPACE["dropout"])

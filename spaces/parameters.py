@@ -53,10 +53,10 @@ class Range(BaseModel, Generic[T]):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    low: T
-    high: T
-    log: Annotated[bool, Strict()] = False
-    step: T | None = None
+    low: T = Field(description="the least value")
+    high: T = Field(description="the greatest value, included")
+    log: Annotated[bool, Strict()] = Field(default=False, description="draw uniformly in the logarithm")
+    step: T | None = Field(default=None, description="only low, low + step, low + 2 step, …")
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:

@@ -32,8 +32,8 @@ class PointAlpha(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    ratio: Positive | None = None
-    absolute: Positive | None = None
+    ratio: Positive | None = Field(default=None, description="alpha / rank")
+    absolute: Positive | None = Field(default=None, description="alpha")
 
     @model_validator(mode="after")
     def _one(self) -> Self:

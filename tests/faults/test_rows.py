@@ -25,7 +25,7 @@ import pytest
 from fault_support import Verdict, read_witness, verdict
 from support import TINY_LLAMA
 
-from lorafront.search.doctor_report import consult
+from lorafront.search.doctor_report import examined
 from lorafront.search.paths import RootPaths
 from lorafront.search.study_table import StudyTable, read_study
 from lorafront.trainables import heartbeat
@@ -89,7 +89,7 @@ class Search:
         return verdict(self.root, rungs=RUNGS)
 
     def findings(self) -> list[str]:
-        return [str(finding) for finding in consult(RootPaths(self.root), "s", lambda _: None)]
+        return [str(finding) for finding in examined(RootPaths(self.root), "s")[0]]
 
     def folder(self, number: int) -> TrialFolder:
         return RootPaths(self.root).search("s").trial(number, self.table.trials[number].epoch)

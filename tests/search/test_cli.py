@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -189,6 +190,58 @@ def test_what_cannot_be_stopped_or_extended_is_said(
     assert words in out + err
 
 
+def test_doctor_for_people_and_programs(run: Run, toy_search: str) -> None:
+    """The same findings and the same exit code: toy trials have no files."""
+    code, out, err = run("doctor", toy_search, "--json")
+    found = json.loads(out)
+    assert (code, found["search"], err) == (6, "toy", "")
+    assert found["findings"]
+    told = run("doctor", toy_search)
+    assert told[0] == code
+    assert all(f"{one['what']}\n  fix: {one['fix']}\n" in told[1] for one in found["findings"])
+    assert all(note in told[1].splitlines() for note in found["notes"])
+
+
+@pytest.mark.parametrize(
+    "command", ["list", "status", "pareto", "check", "plan", "run", "resume", "extend", "confirm", "compare",
+                "recommend", "findings", "doctor"]
+)  # fmt: skip
+def test_every_table_has_json(run: Run, command: str) -> None:
+    """Whatever prints a table takes `--json`."""
+    code, out, _ = run(command, "--help")
+    assert code == 0
+    assert "--json" in out
+
+
+def test_help_ends_with_the_exit_codes(run: Run) -> None:
+    """So that a script's author finds them."""
+    told = " ".join(run("--help")[1].split())
+    assert told.endswith("130 ended at once by a second signal, `lorafront resume` goes on as well.")
+
+
+@pytest.mark.parametrize(
+    ("line", "found"),
+    [("status t", ["toy"]), ("status x", []), ("status --root elsewhere t", []), ("stat", ["status"]),
+     ("export toy --o", ["--out"])],
+)  # fmt: skip
+def test_the_shell_completes_commands_options_and_names(
+    toy_search: str, tmp_path: Path, line: str, found: list[str]
+) -> None:
+    """Names are those under the root; nothing else is printed, and nothing heavy imported."""
+    words = f"lorafront {line}"
+    code = "import sys; sys.argv=['lorafront']\nfrom lorafront.search.cli import main\ntry: main()\nfinally: assert not {'torch','ray','optuna','mlflow','pandas'} & set(sys.modules)"  # noqa: E501
+    asked = {"_LORAFRONT_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(len(words.split()) - 1)}
+    answer = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env={**os.environ, **asked},
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    assert (answer.stdout.split(), answer.stderr) == (found, "")
+
+
 @pytest.mark.parametrize(
     "command", ["status", "pareto", "recommend", "findings", "report", "resume", "mlflow-sync", "stop", "extend"]
 )
@@ -297,6 +350,14 @@ def test_check_prints_the_resolved_file(run: Run, text_file: Path, tmp_path: Pat
     again, first = (read_search_file(tmp_path / name).space for name in ("again.yaml", "search.yaml"))
     assert again == first.model_copy(update={"bias": "none"})  # on a model without biases there is nothing to choose
     assert sorted(p.name for p in tmp_path.iterdir()) == ["again.yaml", "search.yaml"]
+    code, told, _ = run("check", "search.yaml", "--json")
+    facts = json.loads(told)
+    assert (code, parse_search(facts["search"]).space) == (0, again)
+    assert facts["space"] == {"configurations": 150, "continuous": ["dropout", "learning_rate"]}
+    assert facts["modules"]["query+value"] == ["q_proj", "v_proj"]
+    rows = facts["data"]["training"]
+    assert f"# data: {rows['rows']} training rows ({rows['tokens']:,} tokens), " in out
+    assert all(f"# note: {note}" in out for note in facts["notes"])
 
 
 def test_all_problems_come_with_their_lines(run: Run, text_file: Path, tmp_path: Path) -> None:
@@ -395,5 +456,10 @@ def test_a_file_that_asks_for_it_is_confirmed_when_its_search_has_ended(
     assert all(entry["seeds"] == 2 for entry in shown["kept"])
     own = read_study(Path("runs/asks-confirm/study.db"))
     assert run("resume", "asks-confirm", "--engine", "toy")[0] == 0
+    code, out, err = run("resume", "asks", "--engine", "toy", "--json")
+    ended = json.loads(out)
+    assert (code, ended["search"], ended["trials"], ended["confirmed"]) == (0, "asks", 3, shown)
+    assert ended["front"] == json.loads(run("pareto", "asks", "--json")[1])
+    assert "search asks-confirm: " in err
     assert json.loads(run("confirm", "asks", "--engine", "toy", "--json")[1]) == shown
     assert read_study(Path("runs/asks-confirm/study.db")).trials == own.trials

@@ -13,7 +13,7 @@ import pytest
 from fault_support import drive
 
 from lorafront.search.doctor import STATUSES, examine, examine_runs
-from lorafront.search.doctor_report import consult
+from lorafront.search.doctor_report import as_json, examined, lines
 from lorafront.search.front import front_of
 from lorafront.search.mlflow_reader import Run
 from lorafront.search.paths import RootPaths, SearchPaths
@@ -126,7 +126,7 @@ def test_runs_that_differ_from_the_study_are_found(paths: SearchPaths) -> None:
 
 def test_a_lost_store_is_a_finding_that_sync_mends(paths: SearchPaths) -> None:
     """Without its MLflow store a search is whole but for one finding, whose fix is the command that writes it anew."""
-    said: list[str] = []
-    (finding,) = consult(RootPaths(paths.folder.parent), "s", said.append)
-    assert finding.fix == "lorafront mlflow-sync s"
-    assert said[-1] == "s: 1 findings"
+    found, notes = examined(RootPaths(paths.folder.parent), "s")
+    assert [finding.fix for finding in found] == ["lorafront mlflow-sync s"]
+    assert lines("s", found, notes)[-1] == "s: 1 findings"
+    assert as_json("s", found, notes)["findings"][0]["fix"] == "lorafront mlflow-sync s"

@@ -73,6 +73,32 @@ def test_live_table_shows_running_front_and_failures_in_80_columns() -> None:
     assert max(map(len, shown.splitlines())) <= 80
 
 
+def test_hours_of_a_budget_bound_the_time_left() -> None:
+    """Both ways of showing a run say so before a trial has ended."""
+    search = parse_search({**SEARCH.model_dump(), "budget": {"trials": 4, "hours": 0.5}})
+    lines: list[str] = []
+    seen = PlainLines(lines.append, clock=itertools.count(step=60).__next__)
+    seen.begun(search, (16,), 0)
+    seen.reported(0, report(16, 9.0, 1.0, Outcome.COMPLETE))
+    assert lines[-1].endswith("[1/4, 3 min left]")
+    table = LiveTable(Console(file=io.StringIO(), width=80), clock=itertools.count(step=60).__next__)
+    table.begun(search, (16,), 0)
+    console = Console(file=io.StringIO(), width=80)
+    console.print(table.render())
+    table.ended()
+    assert "at most" in console.file.getvalue()
+
+
+def test_a_live_table_draws_before_the_search_begins() -> None:
+    """That it is being prepared, and for how long."""
+    console = Console(file=io.StringIO(), width=80, force_terminal=False)
+    table = LiveTable(console, clock=itertools.count().__next__).open()
+    with console.capture() as captured:
+        console.print(table.render())
+    table.ended()
+    assert captured.get().startswith("checking model, data and machine, starting workers: ")
+
+
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
@@ -80,8 +106,11 @@ def test_live_table_shows_running_front_and_failures_in_80_columns() -> None:
         ((10, 2, 4), "20 s left"),
         ((600, 1, 3), "30 min left"),
         ((10, 5, 0), "the last ones"),
+        ((600, 1, 3, 60), "60 s left"),
+        ((600, 0, 3, 7200), "at most 2.0 h left"),
+        ((600, 1, 3, -5), "0 s left"),
     ],
 )
-def test_time_left(arguments: tuple[float, int, int], text: str) -> None:
-    """The estimate is the pace so far times what remains, in the unit that suits it."""
+def test_time_left(arguments: tuple[float, ...], text: str) -> None:
+    """The estimate is the pace so far times what remains, or what the budget leaves, in the unit that suits it."""
     assert time_left(*arguments) == text
