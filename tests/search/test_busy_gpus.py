@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pytest
 from fault_support import python_path
 from support import TINY_LLAMA
 
@@ -94,6 +95,7 @@ def wide_model(folder: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_gpus_are_busy_while_there_is_anything_to_start(text_file: Path, tmp_path: Path) -> None:
     """At least nine tenths of the time, although a base in 16 bits leaves no room for another one."""
     model = wide_model(tmp_path / "wide")

@@ -111,6 +111,7 @@ def one_each(found: list[Checked]) -> list[Checked]:
     ]
 
 
+@pytest.mark.slow
 def test_intervals_hold_the_truth_as_often_as_they_say() -> None:
     """One contrast of each search by the binomial distribution, and all of them nearly as often."""
     found = checked(0.2, 0.03)
@@ -167,6 +168,7 @@ def test_a_setting_with_two_trials_is_not_compared() -> None:
     assert evidence(replace(table, trials=table.trials[: LEAST_TRIALS - 1]), PERPLEXITY) is None
 
 
+@pytest.mark.slow
 def test_of_very_many_trials_a_fair_draw_is_looked_at() -> None:
     """Stopped ones among them: without them the ranks that are stopped more often would look too good."""
     table = made_up_search(2, 2 * MOST_OBSERVATIONS, Truth())

@@ -45,6 +45,7 @@ def command(tmp_path: Path, qa_file: Path):
         yield run, fetched
 
 
+@pytest.mark.slow
 def test_a_hub_name_is_checked_pinned_downloaded_and_run(command, tmp_path: Path) -> None:
     """`check` says what a run downloads and fetches no weights; `run` trains on the commit that was checked."""
     run, fetched = command

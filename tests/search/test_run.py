@@ -384,7 +384,8 @@ def training_workers(driver: int) -> list[psutil.Process]:
     return [p for p in psutil.Process(driver).children(recursive=True) if "Trainable" in " ".join(p.cmdline())]
 
 
-@pytest.mark.parametrize("end", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.faults)])
+@pytest.mark.faults
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM])
 def test_a_search_survives_its_driver(text_file: Path, tmp_path: Path, end: signal.Signals) -> None:
     """After a killed or ended driver, resume keeps what finished and runs the rest once, under the same numbers."""
     with start(
@@ -415,6 +416,7 @@ def test_a_search_survives_its_driver(text_file: Path, tmp_path: Path, end: sign
     assert sorted(runs, key=str) == sorted([None, *(str(n) for n in range(6))], key=str)
 
 
+@pytest.mark.faults
 def test_a_search_survives_its_workers(text_file: Path, tmp_path: Path) -> None:
     """A trial whose worker is killed goes on from its last rung under its number, and costs no budget."""
     data = search_data("crash", text_file, training={"rows": 128, "rungs": 4, "batch_size": 4}, budget={"trials": 3})
