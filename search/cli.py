@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lorafront.search import cli_export, cli_init  # noqa: F401  # more commands
+from lorafront.search import cli_export, cli_init, cli_register  # noqa: F401  # more commands
 from lorafront.search.cli_choosing import show_confirmation  # and with it more commands
 from lorafront.search.cli_end import end
 from lorafront.search.cli_shared import (

@@ -220,21 +220,16 @@ def report(
     root: Root = None,
 ) -> None:
     """Write one HTML file with the front, its figures and how to repeat it, and a Markdown version beside it."""
-    from lorafront.trainables.checkpoint import write_text
-
     table, paths = study_of(name, root)
     file = out or paths.report_html
     if file.suffix == ".md" or file.is_dir() or any(parent.is_file() for parent in file.parents):
         raise InvalidInput(f"--out {file} is no place for a web page; give a name such as report.html")
     file.parent.mkdir(parents=True, exist_ok=True)
     with waiting("comparing trials and drawing figures"):
-        from lorafront.search.confirm import confirmation_of
-        from lorafront.search.report import as_html, as_markdown, shown_findings
+        from lorafront.search.report_files import write_report
 
-        known, found = confirmation_of(table, searches_under(root)), shown_findings(table)
-        write_text(file, as_html(table, known, found))
-        write_text(file.with_suffix(".md"), as_markdown(table, known, found))
-    typer.echo(f"{file}\n{file.with_suffix('.md')}")
+        written = write_report(table, searches_under(root), file)
+    typer.echo("\n".join(map(str, written)))
     if file == paths.report_html and table.search.imported is None:
         typer.echo(
             f"MLflow's parent run gets both with: lorafront mlflow-sync {name}" + (f" --root {root}" if root else "")

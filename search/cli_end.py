@@ -65,8 +65,10 @@ def _conclude(table: StudyTable, members: Sequence[TrialRecord], root: RootPaths
     option = "" if root.root == Path("runs") else f" --root {root.root}"
     if table.complete:
         typer.echo(f"plot:    {paths.front_png}")
+    if paths.report_html.is_file():
+        typer.echo(f"report:  {paths.report_html}")
     if members:
-        typer.echo(f"choose:  lorafront recommend {paths.name}{option}; lorafront report {paths.name}{option}")
+        typer.echo(f"choose:  lorafront recommend {paths.name}{option}")
         typer.echo(f"export:  lorafront export {paths.name} --out exports/{paths.name}{option}")
     own_store = not table.search.tracking.uri and not os.environ.get("MLFLOW_TRACKING_URI")
     typer.echo(f"MLflow:  lorafront ui{option}" if own_store else "MLflow:  on the server that tracking names")

@@ -64,7 +64,7 @@ def export_front(
     """
     table = read_study(paths.study_db)
     refuse_imported(table.search, "export")
-    chosen = _chosen(table, numbers)
+    chosen = chosen_trials(table, numbers)
     if not chosen:
         raise NoFront(f"search {paths.name!r} has no feasible trial at full fidelity yet")
     if out.exists() and not out.is_dir():
@@ -124,7 +124,12 @@ def tokens_of(table: StudyTable, paths: SearchPaths) -> TokenData:
     return load(file)
 
 
-def _chosen(table: StudyTable, numbers: Sequence[int]) -> list[TrialRecord]:
+def chosen_trials(table: StudyTable, numbers: Sequence[int]) -> list[TrialRecord]:
+    """Trials at full fidelity by their numbers; the front where none is given.
+
+    Raises:
+        InvalidInput: one of them is not.
+    """
     if not numbers:
         return front_of(table)
     complete = {trial.number: trial for trial in table.complete}

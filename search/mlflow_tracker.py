@@ -10,7 +10,6 @@ from __future__ import annotations
 from lorafront.search.environment import heavy_imports  # isort: skip  # before MLflow
 
 import contextlib
-import math
 import os
 import re
 import threading
@@ -20,36 +19,34 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lorafront.search.baseline import baseline_of
+from lorafront.search import budget, mlflow_columns
 from lorafront.search.front import front_of
+from lorafront.search.mlflow_columns import Columns, Value, millis
+from lorafront.search.mlflow_note import note
+from lorafront.search.mlflow_views import view_tags
+from lorafront.search.ownership import owned
 from lorafront.search.paths import RootPaths, SearchPaths
 from lorafront.search.search_file import SearchFile
 from lorafront.search.study_table import StudyTable, TrialRecord, read_study
-from lorafront.search.tables import front_csv, summary
+from lorafront.search.tables import front_csv
+from lorafront.spaces.errors import SearchOwned
 from lorafront.spaces.parameters import describe
 from lorafront.trainables.checkpoint import ASIDE
 from lorafront.trainables.fault_points import reached
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import Run
 
 PROBE_SECONDS = 5
 CYCLE_SECONDS = 2.0
 RETRY_SECONDS = 20.0
 GOODBYE_SECONDS = 60.0  # the last projection may take so long before the driver leaves it to `mlflow-sync`
 SEARCH_TAG, TRIAL_TAG, UID_TAG = "lorafront.search", "lorafront.trial", "lorafront.uid"
-# What a trial has one of; everything else that is a number is a curve over the rungs.
-ONCE = frozenset(
-    {"peak_vram_gb", "peak_reserved_gb", "process_memory_gb", "predicted_peak_vram_gb", "vram_error_percent",
-     "trainable_params", "trainable_percent", "adapter_mb",
-     "setup_seconds", "seconds_per_epoch"}
-)  # fmt: skip
-
-TAGS = ("engine", "engine_reason", "peak_vram_source")  # measurements in words
+NOTE = "mlflow.note.content"  # what the UI shows as the description
 
 
 @dataclass(frozen=True)
@@ -164,6 +161,17 @@ def sync(tracking: Tracking, paths: SearchPaths, step: Callable[[int, int], None
     return len(table.trials)
 
 
+def catch_up(
+    paths: SearchPaths,
+    say: Callable[[str], None],
+    patience: Callable[[float], float] = lambda seconds: seconds,
+) -> None:
+    """Bring the runs of a search that nobody drives up to date; says what kept it from that. As `following`."""
+    tracking = open_tracking(read_study(paths.study_db).search, RootPaths(paths.folder.parent))
+    with contextlib.suppress(SearchOwned), owned(paths), following(tracking, paths, say, patience):
+        pass  # a driver of its own does the same
+
+
 def _create_store(uri: str) -> None:
     """Make a new SQLite store whole or not at all.
 
@@ -191,9 +199,11 @@ class Projection:
 
     tracking: Tracking
     paths: SearchPaths
+    _experiment: str = ""
     _parent: str = ""
     _runs: dict[int, str] = field(default_factory=dict)
     _sent: dict[int, tuple[Any, ...]] = field(default_factory=dict)
+    _there: dict[int, Run] = field(default_factory=dict)  # as they were found
 
     def update(
         self, table: StudyTable, *, over: bool, step: Callable[[int, int], None] = lambda _done, _all: None
@@ -219,18 +229,19 @@ class Projection:
             _create_store(self.tracking.uri)
         return MlflowClient(tracking_uri=self.tracking.uri)
 
+    def _find_experiment(self, client: MlflowClient, search: SearchFile) -> str:
+        tags = view_tags(search)
+        experiment = client.get_experiment_by_name(search.name)
+        if experiment is None:
+            tags |= {"mlflow.experimentKind": "custom_model_development"}  # the UI opens on the table of runs
+            return str(client.create_experiment(search.name, self.tracking.artifacts, tags))
+        for name, value in tags.items():
+            if experiment.tags.get(name) != value:
+                client.set_experiment_tag(experiment.experiment_id, name, value)
+        return str(experiment.experiment_id)
+
     def _find_runs(self, client: MlflowClient, table: StudyTable) -> None:
-        name = table.search.name
-        experiment = client.get_experiment_by_name(name)
-        experiment_id = (
-            experiment.experiment_id
-            if experiment is not None
-            else client.create_experiment(
-                name,
-                artifact_location=self.tracking.artifacts,
-                tags={"mlflow.experimentKind": "custom_model_development"},  # the UI opens on the table of runs
-            )
-        )
+        experiment_id = self._experiment = self._find_experiment(client, table.search)
         token = None
         parent = ""
         while True:
@@ -241,67 +252,51 @@ class Projection:
                     parent = run.info.run_id
                 else:
                     self._runs[int(number)] = run.info.run_id
+                    self._there[int(number)] = run
             token = page.token
             if not token:
                 break
-        self._experiment = experiment_id
         self._parent = parent or self._new_parent(client, table)
         client.update_run(self._parent, status="RUNNING")
 
     def _new_parent(self, client: MlflowClient, table: StudyTable) -> str:
-        from mlflow.entities import Param
-
         search = table.search
-        started = _millis(table.trials[0].started) if table.trials else None
+        started = millis(table.trials[0].started) if table.trials else None
         run = client.create_run(
             self._experiment,
             start_time=started,
             run_name=search.name,
-            tags={SEARCH_TAG: search.name, UID_TAG: table.uid},
+            tags={SEARCH_TAG: search.name, UID_TAG: table.uid, NOTE: note(table, self.paths, self._experiment)},
         )
-        facts = {
+        facts = {  # what may grow, the budget, is a tag: a parameter is for ever
             "model": search.model.name, "task": search.task, "data": search.data.path, "format": search.data.format,
             "objectives": ", ".join(objective.name for objective in search.objective_list),
             "constraints": ", ".join(map(str, search.limits)) or "none",
-            "budget.trials": search.budget.trials, "seed": search.seed,
+            "seed": search.seed,
         }  # fmt: skip
         space = {f"space.{name}": describe(value) for name, value in search.space.parameters().items()}
-        params = [Param(key, str(value)[:6000]) for key, value in {**facts, **space}.items()]
-        client.log_batch(run.info.run_id, params=params)
+        params = {key: str(value)[:6000] for key, value in {**facts, **space}.items()}
+        _log(client, run.info.run_id, Columns((), params, {}))
         client.log_artifact(run.info.run_id, str(self.paths.search_yaml))
         return str(run.info.run_id)
 
     def _send(self, client: MlflowClient, trial: TrialRecord, table: StudyTable, *, pareto: bool) -> None:
-        from mlflow.entities import Param, RunTag
-
         if trial.number not in self._runs:
             self._runs[trial.number] = self._new_child(client, trial, table)
             reached("mid_mlflow")
-        run_id = self._runs[trial.number]
-        params = [Param(key, str(value)) for key, value in trial.lora.model_dump(mode="json").items()]
-        tags = {"pareto": "true" if pareto else "false"} if trial.state == "COMPLETE" else {}
-        if trial.outcome is not None:
-            tags |= {"outcome": trial.outcome.value, "reason": trial.outcome.stored}
-        if trial.result is not None and trial.result.error:
-            tags["error"] = trial.result.error[-4000:]
-        if trial is baseline_of(table):
-            tags["baseline"] = "true"
-        if trial.execution is not None:
-            tags["execution"] = trial.execution.label
-        tags |= {name: str(trial.measurements[name]) for name in TAGS if name in trial.measurements}
-        client.log_batch(
-            run_id,
-            metrics=list(_metrics(trial)),
-            params=params,  # the same again is no change; a run that was cut short gets them now
-            tags=[RunTag(key, value) for key, value in tags.items()],
-        )
+        run_id, found = self._runs[trial.number], self._there.pop(trial.number, None)
+        columns = mlflow_columns.columns_of(trial, table, pareto=pareto)
+        status = "RUNNING" if trial.ended is None else _status(trial)
+        if found is not None and found.info.status == status and columns.stand_in(found.data):
+            return  # of 500 trials that another driver has sent, sending them again takes half a minute
+        _log(client, run_id, columns)  # the same again is no change; a run that was cut short gets the rest now
         if trial.ended is not None:
-            client.set_terminated(run_id, _status(trial), end_time=_millis(trial.ended))
+            client.set_terminated(run_id, status, end_time=millis(trial.ended))
 
     def _new_child(self, client: MlflowClient, trial: TrialRecord, table: StudyTable) -> str:
         run = client.create_run(
             self._experiment,
-            start_time=_millis(trial.started),
+            start_time=millis(trial.started),
             run_name=f"{trial.number} {trial.lora.label}",
             tags={
                 "mlflow.parentRunId": self._parent,
@@ -313,44 +308,44 @@ class Projection:
         return str(run.info.run_id)
 
     def _end(self, client: MlflowClient, table: StudyTable) -> None:
-        from mlflow.entities import Metric
+        from lorafront.search.confirm import confirmation_of
 
+        confirmed = confirmation_of(table, RootPaths(self.paths.folder.parent))
+        if confirmed is not None:
+            for entry in confirmed.entries:
+                _log(client, self._runs[entry.trial.number], mlflow_columns.confirmed_columns(entry, confirmed))
         members = front_of(table)
-        now = max((_millis(trial.ended) for trial in table.trials if trial.ended), default=0)
+        now = max((millis(trial.ended) for trial in table.trials if trial.ended), default=0)
         counts = {"trials": len(table.counted), "trials_complete": len(table.complete), "front_size": len(members)}
-        client.log_batch(self._parent, metrics=[Metric(key, value, now, 0) for key, value in counts.items()])
-        client.set_tag(self._parent, "mlflow.note.content", summary(table, markdown=True))
+        numbers = tuple(Value(name, value, now, 0) for name, value in counts.items())
+        spent = budget.shown(table.search.budget, table.spent)
+        _log(
+            client,
+            self._parent,
+            Columns(numbers, {}, {"budget": spent, NOTE: note(table, self.paths, self._experiment, confirmed)}),
+        )
         client.log_text(self._parent, front_csv(table), "front.csv")
         report = self.paths.report_html
         for file in (self.paths.front_json, self.paths.front_png, report, report.with_suffix(".md")):
             if file.is_file():
                 client.log_artifact(self._parent, str(file))
-        client.set_terminated(self._parent, "KILLED" if table.running and not table.over else "FINISHED")
+        status = "KILLED" if table.running and not table.over else "FINISHED"
+        client.set_terminated(self._parent, status, end_time=now or None)  # not when somebody looked again
 
 
-def _metrics(trial: TrialRecord) -> Iterator[Any]:
-    """Every curve at its rows, and once what a trial has one of; finite numbers only."""
-    from mlflow.entities import Metric
+def _log(client: MlflowClient, run_id: str, columns: Columns) -> None:
+    """All at once; tags come last, so whoever finds them finds all."""
+    from mlflow.entities import Metric, Param, RunTag
 
-    for index, report in enumerate(trial.rungs):
-        last = index == len(trial.rungs) - 1
-        time = _millis(trial.started) + round(1000 * (report.measurements.get("train_seconds") or 0)) + index
-        for name, value in report.measurements.items():
-            once = name in ONCE or name.startswith("base_")
-            if isinstance(value, (int, float)) and math.isfinite(value) and (last or not once):
-                yield Metric(name, float(value), time, 0 if once else report.rows)
-        if last:
-            for name, value in trial.beside.items():
-                if isinstance(value, (int, float)):
-                    # Later by a moment: of two values of one step MLflow shows the newer one.
-                    yield Metric(name, float(value), time + 1, 0)
+    client.log_batch(
+        run_id,
+        metrics=[Metric(one.name, one.value, one.time, one.step) for one in columns.metrics],
+        params=[Param(name, value) for name, value in columns.params.items()],
+        tags=[RunTag(name, value) for name, value in columns.tags.items()],
+    )
 
 
 def _status(trial: TrialRecord) -> str:
     if trial.state == "COMPLETE":
         return "FINISHED"
     return "KILLED" if trial.state == "PRUNED" else "FAILED"
-
-
-def _millis(moment: datetime) -> int:
-    return round(moment.timestamp() * 1000)

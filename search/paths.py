@@ -10,6 +10,7 @@ ROOT/NAME/control/request-….json          what `stop` and `extend` ask of the 
 ROOT/NAME/control/epoch-E/, cancel-NNNNN  what that driver asks of its trials (trainables/orders.py)
 ROOT/NAME/trials/NNNNN/epoch-E/           one trial's checkpoints and result (trainables/trial.py)
 ROOT/NAME/front.png, front.json           written when the search ends
+ROOT/NAME/report.html, report.md          likewise, and by `lorafront report`
 """
 
 from __future__ import annotations
@@ -174,7 +175,7 @@ class SearchPaths:
 
     @property
     def report_html(self) -> Path:
-        """The report, once somebody has asked for it; `report.md` stands beside it."""
+        """The report; `report.md` stands beside it."""
         return self.folder / "report.html"
 
     @property

@@ -91,10 +91,10 @@ def as_markdown(table: StudyTable, confirmed: Confirmation | None = None, found:
     lines = [f"# {table.search.name}", "", summary(table, markdown=True), ""]
     lines += [f"- {line}" for line in recommended(table, confirmed)]
     if rows["rows"]:
-        lines += ["", "## Pareto front", "", *_markdown(rows)]
+        lines += ["", "## Pareto front", "", *markdown_table(rows)]
     if confirmed:
         known = confirmed_rows(confirmed)
-        lines += ["", "## With other seeds", "", *_markdown(known), "", *(f"- {line}" for line in known["says"])]
+        lines += ["", "## With other seeds", "", *markdown_table(known), "", *(f"- {line}" for line in known["says"])]
     if (found := found or shown_findings(table)) is not None and found.found:
         lines += ["", "## Findings", "", escape(found.about)]
         for title, group in found.titled:
@@ -113,7 +113,7 @@ def as_markdown(table: StudyTable, confirmed: Confirmation | None = None, found:
     return "\n".join([*lines, "```yaml", as_yaml(table).rstrip(), "```", ""])
 
 
-def _markdown(rows: dict[str, Any]) -> list[str]:
+def markdown_table(rows: dict[str, Any]) -> list[str]:
     """A table's headings and rows."""
     heads = [heading["text"] for heading in rows["headings"]]
     cells = [[cell.replace("|", chr(92) + "|") for cell in row] for row in rows["rows"]]
@@ -160,11 +160,16 @@ def sections(table: StudyTable, confirmed: Confirmation | None = None) -> list[S
 
 def recommended(table: StudyTable, confirmed: Confirmation | None = None) -> Sequence[str]:
     """What `lorafront recommend` says; nothing where it has nothing to say."""
+    found = chosen(table, confirmed)
+    return recommendation.lines(found, confirmed) if found else []
+
+
+def chosen(table: StudyTable, confirmed: Confirmation | None = None) -> recommendation.Recommendation | None:
+    """What `lorafront recommend` takes; None where it takes nothing."""
     try:
-        found = recommendation.recommend(as_confirmed(confirmed) if confirmed else table)
-        return recommendation.lines(found, confirmed)
+        return recommendation.recommend(as_confirmed(confirmed) if confirmed else table)
     except (InvalidInput, NoFront):
-        return []
+        return None
 
 
 def shown_findings(table: StudyTable) -> Findings | None:

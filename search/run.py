@@ -25,6 +25,7 @@ from lorafront.search.paths import RootPaths, SearchPaths
 from lorafront.search.progress import Observer, Silent, last_line
 from lorafront.search.ray_cluster import RayCluster, one_for_each_core, workers
 from lorafront.search.read_only import refuse_imported
+from lorafront.search.report_files import keep_report, tell_original
 from lorafront.search.search_file import Budget, Confirm, SearchFile
 from lorafront.search.stopping import Never, Rungs, Sparing, StoppingRule
 from lorafront.search.study_table import StudyTable, read_study
@@ -243,6 +244,9 @@ def _drive(
                 cluster.leave()  # while the front is written and MLflow hears the rest
             table = read_study(paths.study_db)
             write_front(table, paths)
+            keep_report(table, paths, observer.said)
+        if table.search.confirms is not None:
+            tell_original(table.search.confirms, paths, observer.said, interruption.patience)
     except OSError as error:
         if classify(error) is not Outcome.DISK_FULL:
             raise
