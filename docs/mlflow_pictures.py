@@ -83,8 +83,15 @@ def main() -> None:
     client = MlflowClient(f"sqlite:///{(options.root / 'mlflow.db').absolute()}")
     experiment = client.get_experiment_by_name(options.search).experiment_id
     front = json.dumps([run.info.run_id for run in client.search_runs([experiment], FRONT)])
+    (parent,) = client.search_runs([experiment], f"attributes.run_name = '{options.search}'")
     with served(options.root, options.port) as address, sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=options.chromium, args=["--no-sandbox"])
+        page = browser.new_page(viewport=SIZE)
+        page.goto(f"{address}/#/experiments/{experiment}/runs/{parent.info.run_id}?workflowType=machine_learning")
+        page.get_by_role("button", name="Close").click(timeout=60_000)  # the assistant
+        page.get_by_text("Show more").click()
+        take(page, "mlflow-search.png")
+        page.close()
         page = browser.new_page(viewport=SIZE)
         tidy(page, f"{address}/#/experiments/{experiment}/runs")
         take(page, "mlflow-runs.png")
