@@ -24,7 +24,7 @@ def test_plain_names_pass(name):
 @pytest.mark.parametrize(
     "name",
     ["", ".", "..", "../x", "/abs", "a/b", "a\\b", ".hidden", "-x", "_x", "a b", "a\n", "a\0", "é", "\u202ea", "🙂",
-     "x" * 65, "x" * 300, "~", "a:b", "٣", *RESERVED, "Tokens", "MLFLOW.db"],
+     "x" * 65, "x" * 300, "~", "a:b", "٣", *sorted(RESERVED), "Tokens", "MLFLOW.db"],
 )  # fmt: skip
 def test_other_names_are_refused(name):
     """What could lead elsewhere, or is a name of ours, is refused with the rule and the name."""
