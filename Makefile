@@ -22,9 +22,9 @@ check-code:
 	$(BIN)/mypy -p lorafront.spaces -p lorafront.trainables -p lorafront.search
 	$(BIN)/lint-imports --no-logo
 
-# One thread each: torch's waiting threads would take the cores from the workers of a search.
+# Two processes, since tests of searches mostly wait; one thread each, since torch's waiting threads take the cores.
 tests:
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --durations=25
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=2 --dist=loadfile --durations=25
 
 # Whole searches under kills, full disks and hung servers; a quarter of an hour on two cores.
 faults: .venv/installed-test

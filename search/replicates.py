@@ -147,7 +147,7 @@ def _satterthwaite(seeds: float, seed_freedom: int, left: float, left_freedom: i
     whole = seeds + left
     if seed_freedom == 0 or left_freedom == 0 or whole <= 0:
         return float(seed_freedom + left_freedom)
-    return whole**2 / (max(0.0, seeds) ** 2 / seed_freedom + left**2 / left_freedom)
+    return 1 / ((max(0.0, seeds) / whole) ** 2 / seed_freedom + (left / whole) ** 2 / left_freedom)
 
 
 def _quantile(freedom: float) -> float:

@@ -97,6 +97,7 @@ def search(ray_session: None, text_file: Path, tmp_path: Path):
     return run
 
 
+@pytest.mark.slow
 def test_trials_are_packed_by_their_predicted_memory(search, tmp_path: Path) -> None:
     """Two run at once on a device that both fit, and the error of the prediction stands beside each measurement."""
     table, heard = search("32MB")
@@ -174,6 +175,7 @@ def test_rehearsed_devices_are_read() -> None:
         rehearsed("twox24GB")
 
 
+@pytest.mark.slow
 def test_execution_is_solved_where_that_is_asked_for(search, tmp_path: Path) -> None:
     """What would not fit as it is given is cut into passes, and is exported as it was executed."""
     given = {"rows": 16, "batch_size": 4, "rungs": 2}

@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 SCRIPT = """
+import pytest
 from lorafront.search.ray_cluster import RayCluster
 
 with RayCluster(imports=True) as cluster:
@@ -27,6 +28,7 @@ with RayCluster(imports=True) as cluster:
 """
 
 
+@pytest.mark.slow
 def test_a_worker_is_a_process_that_has_imported_in_advance() -> None:
     """Else each search would wait for the imports again: Ray Tune asks for processes of its own."""
     ended = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, timeout=120, check=False)

@@ -120,6 +120,7 @@ def test_own_code_that_changed_stops_a_resume(searched: tuple[str, StudyTable, R
         resume_search("tasks", root)
 
 
+@pytest.mark.slow
 def test_other_formats_of_these_tasks(searched: tuple[str, StudyTable, RootPaths], tmp_path: Path) -> None:
     """The script and the merge know every task and measure about what the trial did; trainers of chats refuse."""
     task, table, root = searched

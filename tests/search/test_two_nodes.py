@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
 from fault_support import python_path
 from support import TINY_LLAMA
 
@@ -76,6 +77,7 @@ def search(text: str, root: str) -> None:
     cluster.shutdown()
 
 
+@pytest.mark.slow
 def test_a_trial_that_fits_only_the_larger_gpu_goes_to_its_node(text_file: Path, tmp_path: Path) -> None:
     """Ray puts it there, and the smaller ones on the other node."""
     command = [sys.executable, __file__, str(text_file), str(tmp_path)]
