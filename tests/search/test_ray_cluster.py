@@ -7,6 +7,8 @@ import sys
 
 SCRIPT = """
 import pytest
+import pytest
+
 from lorafront.search.ray_cluster import RayCluster
 
 with RayCluster(imports=True) as cluster:
