@@ -5,10 +5,9 @@ from __future__ import annotations
 import subprocess
 import sys
 
-SCRIPT = """
-import pytest
 import pytest
 
+SCRIPT = """
 from lorafront.search.ray_cluster import RayCluster
 
 with RayCluster(imports=True) as cluster:
