@@ -39,6 +39,7 @@ class Compared:
         lora: its configuration; of full fine-tuning with the learning rate that was chosen.
         entry: what its replicates measured; None where none came to its end.
         ended: how those that did not come to their end ended, in words.
+        waiting: replicates that are still to be trained, as far as that is known.
         differences: by trial that is worth choosing and by objective, how much larger it is than this baseline at the
             same seeds, on the scale of the objective, and half the width of the interval.
     """
@@ -47,6 +48,7 @@ class Compared:
     lora: LoraConfiguration
     entry: Confirmed | None
     ended: tuple[str, ...] = ()
+    waiting: int = 0
     differences: Mapping[int, Mapping[str, tuple[float, float]]] = field(default_factory=dict)
 
 
@@ -119,14 +121,16 @@ def compared(
         own: the replicates of the baselines.
     """
     known = [member for member in replicated(table, replicates) if member.results]
-    found = []
-    for name in (own.search.confirm or Confirm()).baselines:
+    found, confirm = [], own.search.confirm or Confirm()
+    for name in confirm.baselines:
         tried = _tried(table, own, name)
         lora = _best(table, tried, seeds_of(table, 1)[0]) or next(iter(tried))
         member = tried[lora]
         ended = tuple(sorted({_words(trial) for trial in own.trials if trial.lora.with_seed(None) in tried} - {""}))
+        running = sum(len(one.running) for one in tried.values() if one)
+        waiting = running + len(following(table, own, confirm.model_copy(update={"baselines": [name]})))
         if member is None or not member.results:
-            found.append(Compared(name, lora, None, ended))
+            found.append(Compared(name, lora, None, ended, waiting))
             continue
         judged = Judged(table, [*known, member])
         more = {
@@ -135,7 +139,7 @@ def compared(
             }
             for entry in confirmed.kept
         }
-        found.append(Compared(name, lora, judged.confirmed(member, math.nan), ended, more))
+        found.append(Compared(name, lora, judged.confirmed(member, math.nan), ended, waiting, more))
     return tuple(found)
 
 

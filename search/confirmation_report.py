@@ -116,10 +116,13 @@ def _differs(quality: Objective, difference: tuple[float, float], entry: Confirm
 def _against(found: Confirmation, one: Compared) -> list[str]:
     """What the front has more than a baseline, or why nobody knows."""
     name = COMPARED[one.name]
+    more = f"{one.waiting} training{'s are' if one.waiting > 1 else ' is'} still to come"
+    go_on = f"lorafront compare {found.table.search.name} --baseline {one.name}"
+    waiting = [f"{name}: {more}: {go_on}"] if one.waiting else []
     if one.entry is None:
-        return [f"{name}: {'; '.join(one.ended) or 'nothing has come to its end yet'}"]
+        return [f"{name}: {'; '.join(one.ended) or 'nothing has come to its end yet'}", *waiting]
     lost = [f"{name}: some of its trials ended otherwise: {'; '.join(one.ended)}"] if one.ended else []
-    return lost + [
+    return [*waiting, *lost] + [
         f"trial {entry.trial.number} against {name}: "
         + _differs(found.quality, one.differences[entry.trial.number][found.quality.name], entry, one.entry)
         for entry in found.kept
@@ -210,6 +213,7 @@ def _compared(one: Compared) -> dict[str, Any]:
         "baseline": one.name,
         "params": one.lora.model_dump(mode="json"),
         "ended": list(one.ended),
+        "waiting": one.waiting,
         "seeds": entry.seeds if entry else 0,
         "values": dict(entry.values) if entry else {},
         "intervals": _ends(entry) if entry else {},

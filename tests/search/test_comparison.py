@@ -124,6 +124,20 @@ def test_a_baseline_that_never_ends_says_how_it_ended() -> None:
     assert found["default"].entry.seeds == 3
 
 
+def test_what_is_still_to_come_is_said() -> None:
+    """A comparison that was stopped says how much is missing, and the command that goes on with it."""
+    own, _ = trained(TABLE, around(TABLE, 0.01))
+    found = confirmation(TABLE, own, 3)
+    assert found is not None
+    baselines, _ = all_rounds(lambda _: apart(30.0, 4.0))
+    half = replace(baselines, trials=tuple(t for t in baselines.trials if t.lora.method == "lora")[:1])
+    both = compared(TABLE, found, own, half)
+    assert [one.waiting for one in both] == [2, 3]
+    told = " ".join(lines(replace(found, compared=both)))
+    assert "full fine-tuning: 3 trainings are still to come: lorafront compare n --baseline full" in told
+    assert [one.waiting for one in compared(TABLE, found, own, baselines)] == [0, 0]
+
+
 def shown(found: Confirmation, baselines: dict[str, Compared]) -> Confirmation:
     return replace(found, compared=tuple(baselines.values()))
 
