@@ -13,7 +13,7 @@ import typer
 
 from lorafront.search.cli_choosing import show_confirmation
 from lorafront.search.cli_shared import observer, terminal
-from lorafront.spaces.errors import NoFront
+from lorafront.spaces.errors import LorafrontError, NoFront
 
 if TYPE_CHECKING:
     from lorafront.search.confirmation import Confirmation
@@ -38,7 +38,11 @@ def end(
     members, seconds = fronts.front_of(table), time.monotonic() - start
     if not as_json:
         _conclude(table, members, root, seconds)
-    confirmed = _confirm(table, root, engine, devices, as_json=as_json) if members else None
+    confirmed, failed = None, None
+    try:
+        confirmed = _confirm(table, root, engine, devices, as_json=as_json) if members else None
+    except LorafrontError as error:  # what the search itself found is told all the same
+        failed = error
     if as_json:
         front = with_differences(table, fronts.as_json(members, table.search.objective_list))
         found = None if confirmed is None else confirmation_as_json(confirmed)
@@ -46,6 +50,8 @@ def end(
         typer.echo(json.dumps({**said, "confirmed": found}, indent=2))
     elif confirmed is not None:
         show_confirmation(confirmed)
+    if failed is not None:
+        raise failed
     if not members:
         raise NoFront(f"search {table.search.name!r} ended without a feasible trial at full fidelity")
 

@@ -15,10 +15,11 @@ from typing import Any
 from lorafront.search.confirmation import Confirmation, replicated, seeds_of
 from lorafront.search.front import axes_of, front_of
 from lorafront.search.judged import Confirmed, Judged, Replicated, of_trial
-from lorafront.search.search_file import Baseline, Confirm, SearchFile
+from lorafront.search.search_file import Baseline, Confirm, FullTuning, SearchFile
 from lorafront.search.study_table import StudyTable, TrialRecord
 from lorafront.spaces.lora import LoraConfiguration, resolve
 from lorafront.spaces.objectives import minimized
+from lorafront.spaces.parameters import Range
 from lorafront.spaces.presets import PRESETS
 from lorafront.spaces.quantization import UNQUANTIZED
 from lorafront.trainables.data import SEARCHED
@@ -27,7 +28,7 @@ from lorafront.trainables.data import SEARCHED
 # nobody knows how nearly for this model: so many steps below and above it, two of them a factor of ten.
 STEPS, FIRST_STEPS = range(-4, 5), (-1, 0, 1)
 NOWHERE = -1  # number of a baseline: it is a trial of no search
-RATES = {"low": 1e-8, "high": 1.0, "log": True}
+RATES = {"low": 1e-10, "high": 1e3, "log": True}
 
 
 @dataclass(frozen=True)
@@ -52,39 +53,65 @@ class Compared:
     differences: Mapping[int, Mapping[str, tuple[float, float]]] = field(default_factory=dict)
 
 
-def configurations(table: StudyTable, name: Baseline) -> list[LoraConfiguration]:
-    """What may be tried of a baseline: one configuration, or one for each learning rate, the lowest first."""
-    defaults = table.search.training.defaults()
+def defaults_of(search: SearchFile) -> dict[str, Any]:
+    """What a baseline takes from the search beside its own values: what its training, or its space, has fixed."""
+    defaults, fixed = search.training.defaults(), search.space.parameters()
+    return {
+        name: values[0] if name in fixed and len(values := _choices(fixed[name])) == 1 else value
+        for name, value in defaults.items()
+    }
+
+
+def middle_of(table: StudyTable) -> float:
+    """A tenth of the front's learning rate, about which those of full fine-tuning are tried."""
+    rates = [math.log(trial.lora.learning_rate) for trial in front_of(table)]
+    return math.exp(sum(rates) / len(rates)) / 10
+
+
+def configurations(table: StudyTable, name: Baseline, full: FullTuning) -> list[LoraConfiguration]:
+    """What may be tried of a baseline: one configuration, or one for each learning rate, the lowest first.
+
+    Args:
+        table: the search.
+        name: which.
+        full: of full fine-tuning. A front that moves later does not move it.
+    """
+    defaults = defaults_of(table.search)
     if name == "default":
         point = dict(PRESETS[0].point)
         return [resolve({**point, "alpha": point["alpha"]["ratio"] * point["rank"]}, defaults)]
-    rates = [math.log(trial.lora.learning_rate) for trial in front_of(table)]
-    middle = math.exp(sum(rates) / len(rates))
-    whole = {"method": "full", "quantization": _stored(table.search)}
-    rates = [float(f"{middle * 10 ** (step / 2 - 1):.2g}") for step in STEPS]
+    whole = {"method": "full", "quantization": full.quantization}
+    rates = [float(f"{full.learning_rate * 10 ** (step / 2):.2g}") for step in STEPS]
     return [resolve({**whole, "learning_rate": rate}, defaults) for rate in rates]
 
 
-def _stored(search: SearchFile) -> str:
-    """How the weights of a full fine-tuning are stored: as the search has those that are not quantized."""
-    kinds = search.space.quantization
-    return next((kind for kind in (kinds if isinstance(kinds, list) else [kinds]) if kind in UNQUANTIZED), "bf16")
+def stored(search: SearchFile) -> list[str]:
+    """How the weights of a full fine-tuning may be stored: first as the search has those that are not quantized."""
+    kinds = [str(kind) for kind in _choices(search.space.quantization) if kind in UNQUANTIZED]
+    return list(dict.fromkeys([*kinds, *UNQUANTIZED]))
 
 
-def space_of(table: StudyTable, seeds: Sequence[int]) -> dict[str, Any]:
-    """A space that has every baseline with every seed, as a search file says it."""
-    all_of_them = [lora for name in ("default", "full") for lora in configurations(table, name)]
+def space_of(table: StudyTable, seeds: Sequence[int], full: FullTuning) -> dict[str, Any]:
+    """A space that has every baseline with every seed, as a search file says it.
 
-    def seen(name: str) -> list[Any]:
-        return list(dict.fromkeys(getattr(lora, name) for lora in all_of_them))
-
-    names = ("rank", "modules", "quantization", "dropout", "bias", "method")
+    What speaks of adapters is the default's alone: full fine-tuning has none, whatever is drawn.
+    """
+    (default,) = configurations(table, "default", full)
     return {
-        **{name: seen(name) for name in names},
-        "alpha": {"absolute": seen("alpha")},
+        **{name: getattr(default, name) for name in ("rank", "modules", "dropout", "bias")},
+        "alpha": {"absolute": default.alpha},
+        "quantization": [default.quantization, full.quantization],
+        "method": ["lora", "full"],
         "learning_rate": RATES,
         "seed": {"low": seeds[0], "high": seeds[-1]},
     }
+
+
+def _choices(parameter: Any) -> list[Any]:
+    """Of one value, a list, or a range, which is none."""
+    if isinstance(parameter, Range):
+        return []
+    return parameter if isinstance(parameter, list) else [parameter]
 
 
 def following(table: StudyTable, own: StudyTable | None, confirm: Confirm) -> list[LoraConfiguration]:
@@ -98,11 +125,11 @@ def following(table: StudyTable, own: StudyTable | None, confirm: Confirm) -> li
     seeds = seeds_of(table, confirm.seeds)
     found: list[LoraConfiguration] = []
     for name in confirm.baselines:
-        tried = _tried(table, own, name)
+        tried = _tried(table, own, name, confirm)
         unseen = [lora.with_seed(seeds[0]) for lora, member in tried.items() if not _saw(member, seeds[0])]
         if len(tried) == 1 or not (unseen or any(member and member.running for member in tried.values())):
             lora = _best(table, tried, seeds[0])
-            beyond = _beyond(table, name, tried, lora)
+            beyond = _beyond(configurations(table, name, _full(confirm)), list(tried), lora)
             chosen = [lora.with_seed(seed) for seed in seeds if not _saw(tried[lora], seed)] if lora else []
             unseen = [beyond.with_seed(seeds[0])] if beyond else chosen
         found += unseen
@@ -123,7 +150,7 @@ def compared(
     known = [member for member in replicated(table, replicates) if member.results]
     found, confirm = [], own.search.confirm or Confirm()
     for name in confirm.baselines:
-        tried = _tried(table, own, name)
+        tried = _tried(table, own, name, confirm)
         lora = _best(table, tried, seeds_of(table, 1)[0]) or next(iter(tried))
         member = tried[lora]
         ended = tuple(sorted({_words(trial) for trial in own.trials if trial.lora.with_seed(None) in tried} - {""}))
@@ -143,10 +170,17 @@ def compared(
     return tuple(found)
 
 
-def _tried(table: StudyTable, own: StudyTable | None, name: Baseline) -> dict[LoraConfiguration, Replicated | None]:
+def _full(confirm: Confirm) -> FullTuning:
+    """As it was set when the comparison began; where full fine-tuning is none of it, anything does."""
+    return confirm.full_tuning or FullTuning(learning_rate=1e-5, quantization="bf16")
+
+
+def _tried(
+    table: StudyTable, own: StudyTable | None, name: Baseline, confirm: Confirm
+) -> dict[LoraConfiguration, Replicated | None]:
     """What is tried of a baseline, with its replicates; None before the first."""
     found: dict[LoraConfiguration, Replicated | None] = {}
-    for place, lora in enumerate(possible := configurations(table, name)):
+    for place, lora in enumerate(possible := configurations(table, name, _full(confirm))):
         trials = [trial for trial in (own.trials if own else ()) if trial.lora.with_seed(None) == lora]
         there = replace(trials[0], number=NOWHERE, lora=lora) if trials else None
         if there or len(possible) == 1 or STEPS[place] in FIRST_STEPS:
@@ -155,16 +189,12 @@ def _tried(table: StudyTable, own: StudyTable | None, name: Baseline) -> dict[Lo
 
 
 def _beyond(
-    table: StudyTable,
-    name: Baseline,
-    tried: Mapping[LoraConfiguration, Replicated | None],
-    best: LoraConfiguration | None,
+    possible: Sequence[LoraConfiguration], tried: Sequence[LoraConfiguration], best: LoraConfiguration | None
 ) -> LoraConfiguration | None:
     """The next learning rate, where the best so far is the lowest or the highest of several."""
-    rates, possible = list(tried), configurations(table, name)
-    if best is None or len(rates) == 1 or best not in (rates[0], rates[-1]):
+    if best is None or len(tried) == 1 or best not in (tried[0], tried[-1]):
         return None
-    place = possible.index(best) + (1 if best == rates[-1] else -1)
+    place = possible.index(best) + (1 if best == tried[-1] else -1)
     return possible[place] if 0 <= place < len(possible) else None
 
 

@@ -17,7 +17,7 @@ from lorafront.search.front import front_of
 from lorafront.search.ownership import is_driven
 from lorafront.search.paths import RootPaths, located
 from lorafront.search.read_only import refuse_imported
-from lorafront.search.search_file import MOST_SEEDS, Confirm, SearchFile
+from lorafront.search.search_file import LONGEST, MOST_SEEDS, Confirm, SearchFile
 from lorafront.search.study_table import StudyTable, read_study
 from lorafront.spaces.errors import InvalidInput, NoFront, SearchExists, SearchNotFound, SearchOwned
 
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from lorafront.search.progress import Observer
 
 CONFIRM, COMPARE, HORIZON = "-confirm", "-compare", "-horizon"
-LONGEST = 64 - len(CONFIRM)
 
 
 def confirm_search(

@@ -131,7 +131,7 @@ def chosen_trials(table: StudyTable, numbers: Sequence[int]) -> list[TrialRecord
         InvalidInput: one of them is not.
     """
     if not numbers:
-        return front_of(table)
+        return [trial for trial in front_of(table) if trial.lora.method == "lora"]  # whatever else, it has no adapter
     complete = {trial.number: trial for trial in table.complete}
     for wanted in numbers:
         if wanted not in complete:

@@ -190,8 +190,8 @@ class History:
 
 def encode(lora: LoraConfiguration, space: Sequence[Axis]) -> list[float]:
     """Coordinates of a configuration, however it came about."""
-    values = {**lora.model_dump(), "alpha_ratio": lora.alpha / lora.rank}
-    return [axis.place(values[axis.name]) for axis in space]
+    ratio = lora.alpha / lora.rank
+    return [axis.place(ratio if axis.name == "alpha_ratio" else getattr(lora, axis.name)) for axis in space]
 
 
 def axes_of(space: LoraSpace) -> list[Axis]:

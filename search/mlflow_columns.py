@@ -124,8 +124,9 @@ def sorted_by(space: LoraSpace) -> tuple[str, ...]:
 def _metrics(trial: TrialRecord, table: StudyTable) -> Iterator[Value]:
     """Every curve at its rows, and once what a trial has one of; finite numbers only."""
     began = millis(trial.started)
+    said = trial.lora.model_dump()  # full fine-tuning has no rank
     for name in sorted_by(table.search.space):
-        value = getattr(trial.lora, name)
+        value = said.get(name)
         if isinstance(value, (int, float)):
             yield Value(name, float(value), began, 0)
     for index, report in enumerate(trial.rungs):

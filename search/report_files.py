@@ -60,6 +60,9 @@ def tell_original(
         patience: as for `mlflow_tracker.following`.
     """
     original = RootPaths(paths.folder.parent).search(name)
-    if original.study_db.is_file():
-        keep_report(read_study(original.study_db), original, say)
-        catch_up(original, say, patience)
+    try:
+        if original.study_db.is_file():
+            keep_report(read_study(original.study_db), original, say)
+            catch_up(original, say, patience)
+    except Exception as error:  # noqa: BLE001  # the replicates are there, whatever happens to the original's views
+        say(f"{name} does not show its replicates yet ({type(error).__name__}: {error}): lorafront mlflow-sync {name}")

@@ -63,6 +63,14 @@ class Budget(Section):
 
 
 Baseline = Literal["default", "full"]
+LONGEST = 64 - len("-confirm")  # of a name, so that the search of its replicates can have it
+
+
+class FullTuning(Section):
+    """What full fine-tuning is tried with, for as long as a comparison lasts."""
+
+    learning_rate: Annotated[Real, Gt(0)] = Field(description="in the middle of those that are tried")
+    quantization: Literal["bf16", "fp16", "fp32"] = Field(description="how its weights are stored")
 
 
 class Confirm(Section):
@@ -77,6 +85,7 @@ class Confirm(Section):
         description="default (the configuration that guides recommend), full (full fine-tuning): trained likewise, to "
         "compare the front with",
     )
+    full_tuning: FullTuning | None = Field(default=None, description="of the baseline full; what `compare` sets")
 
 
 class Tracking(Section):
@@ -217,6 +226,16 @@ class SearchFile(Section):
                 "objective {name} is only honest on a device of its own; set resources.gpus_per_trial to 1 "
                 "(got {share})",
                 {"name": timed[0], "share": share},
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _what_replicates_need(self) -> Self:
+        if self.confirms is None and self.space.method is not None:
+            raise PydanticCustomError("rule", "space.method is what `lorafront compare` sets; a search has none")
+        if self.confirms is None and self.confirm is not None and len(self.name) > LONGEST:
+            raise PydanticCustomError(
+                "rule", "a search with confirm has a name of at most {most} characters", {"most": LONGEST}
             )
         return self
 

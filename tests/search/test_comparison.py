@@ -9,26 +9,27 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from optuna.trial import FixedTrial
 from replicated import around, record, study, trained
 from support import TINY_LLAMA
 
 from lorafront.search.compare import baselines_of, compare_search
-from lorafront.search.comparison import Compared, compared, configurations, following
+from lorafront.search.comparison import Compared, compared, configurations, following, middle_of
 from lorafront.search.confirm import confirmation_of, replicates
 from lorafront.search.confirmation import Confirmation, confirmation
 from lorafront.search.confirmation_report import as_json, lines
 from lorafront.search.export import export_front
 from lorafront.search.paths import RootPaths
 from lorafront.search.run import run_search
-from lorafront.search.search_file import Confirm, parse_search
+from lorafront.search.search_file import Confirm, FullTuning, SearchFile, parse_search
 from lorafront.search.study_table import StudyTable, read_study
+from lorafront.search.warm_start import value_of
 from lorafront.spaces.errors import InvalidInput
-from lorafront.spaces.lora import LoraConfiguration
-from lorafront.spaces.parameters import values_of
-from lorafront.spaces.start_points import contains
+from lorafront.spaces.lora import LoraConfiguration, LoraSpace
 from lorafront.trainables.data import SEARCHED
 
-BOTH = Confirm(seeds=3, baselines=["default", "full"])
+FULL = FullTuning(learning_rate=5e-4, quantization="bf16")
+BOTH = Confirm(seeds=3, baselines=["default", "full"], full_tuning=FULL)
 TABLE = study((10.0, 8.0), (20.0, 4.0))
 Measure = Callable[[LoraConfiguration], dict[str, float] | None]
 
@@ -39,9 +40,16 @@ def apart(perplexity: float, vram: float, own_rows: float | None = None) -> dict
     }  # fmt: skip
 
 
+def beside(confirm: Confirm, table: StudyTable = TABLE) -> SearchFile:
+    """The search of the baselines."""
+    return baselines_of(
+        table, StudyTable(replicates(table, confirm, apart=False), (), {}, (), data={"rungs": [64]}), confirm
+    )
+
+
 def all_rounds(measure: Measure, confirm: Confirm = BOTH) -> tuple[StudyTable, list[list[LoraConfiguration]]]:
     """Baselines, each replicate measured so; with what was trained in each round."""
-    search = baselines_of(TABLE, replicates(TABLE, confirm, apart=False), confirm)
+    search = beside(confirm)
     own, rounds = StudyTable(search, (), {}, ()), []
     while more := following(TABLE, own, confirm):
         there = len(own.trials)
@@ -63,7 +71,7 @@ def judged(measure: Measure) -> dict[str, Compared]:
 
 def test_full_fine_tuning_gets_the_rate_that_did_best_on_the_rows_of_the_search() -> None:
     """Three rates with one seed, then the best of them with the others; what the held-out rows say chooses nothing."""
-    rates = [one.learning_rate for one in configurations(TABLE, "full")]
+    rates = [one.learning_rate for one in configurations(TABLE, "full", FULL)]
     low, middle, high = rates[3:6]
 
     def measure(one: LoraConfiguration) -> dict[str, float]:
@@ -77,6 +85,7 @@ def test_full_fine_tuning_gets_the_rate_that_did_best_on_the_rows_of_the_search(
     assert [(one.learning_rate, one.seed) for one in rounds[1]] == [(middle, 2), (middle, 3)]
     assert sorted(one.seed or 0 for one in rounds[0] if one.method == "lora") == [1, 2, 3]
     assert rates == sorted(rates)
+    assert middle == pytest.approx(middle_of(TABLE))
     assert middle == pytest.approx(TABLE.complete[0].lora.learning_rate / 10)
     assert judged(measure)["full"].lora.learning_rate == middle
     assert len(own.trials) == 8
@@ -85,7 +94,7 @@ def test_full_fine_tuning_gets_the_rate_that_did_best_on_the_rows_of_the_search(
 @pytest.mark.parametrize("best", range(9))
 def test_rates_are_tried_until_one_on_both_sides_is_worse(best: int) -> None:
     """As far as the ladder reaches: a baseline whose rate was cut off would be no baseline."""
-    rates = [one.learning_rate for one in configurations(TABLE, "full")]
+    rates = [one.learning_rate for one in configurations(TABLE, "full", FULL)]
     own, _ = all_rounds(
         lambda one: apart(9.0 + abs(rates.index(one.learning_rate) - best), 20.0) if one.method == "full" else None
     )
@@ -155,17 +164,35 @@ def test_the_confirmation_tells_what_the_front_has_more() -> None:
 
 def test_the_space_of_the_baselines_has_all_of_them() -> None:
     """Whatever is planned can be asked for, and full fine-tuning reads back as what it is, without an adapter."""
-    search = baselines_of(TABLE, replicates(TABLE, BOTH, apart=False), BOTH)
+    search = beside(BOTH)
     assert search == parse_search(search.model_dump(mode="json"))
     assert (search.name, search.confirms, search.data.evaluate_on) == ("n-compare", "n", "held_out")
     for name in ("default", "full"):
-        for one in configurations(TABLE, name):
+        for one in configurations(TABLE, name, FULL):
             assert LoraConfiguration.model_validate(one.model_dump(mode="json")) == one
-            for parameter, values in search.space.parameters().items():
-                wanted = one.with_seed(1)
-                assert contains(values, getattr(wanted, parameter)), parameter
-    assert "rank" not in configurations(TABLE, "full")[0].model_dump()
-    assert set(values_of(search.space.method)) == {"lora", "full"}
+            drawn = {name: value_of(one.with_seed(1), name, of) for name, of in search.space.parameters().items()}
+            assert search.space.ask(FixedTrial(drawn), search.training.defaults()) == one.with_seed(1)
+    assert "rank" not in configurations(TABLE, "full", FULL)[0].model_dump()
+    with pytest.raises(InvalidInput, match=r"space\.method is what"):
+        parse_search({**search.model_dump(mode="json"), "confirms": None})
+
+
+def test_baselines_train_as_long_as_the_front_and_with_what_the_search_has_fixed() -> None:
+    """A batch that the space fixes is theirs too, and so is the number of rows."""
+    fixed = TABLE.search.model_copy(update={"space": LoraSpace(batch_size=16, warmup=[0.0, 0.1])})
+    table = replace(TABLE, search=fixed)
+    search = beside(BOTH, table)
+    assert (search.training.rows, search.training.epochs) == (64, None)
+    assert (search.training.batch_size, search.training.warmup) == (16, fixed.training.warmup)
+    assert {one.batch_size for name in ("default", "full") for one in configurations(table, name, FULL)} == {16}
+
+
+def test_a_front_that_moves_does_not_move_full_fine_tuning() -> None:
+    """What was trained stays what is told: its rates are those that the comparison began with."""
+    own, _ = all_rounds(lambda _: apart(30.0, 4.0))
+    trials = tuple(replace(t, lora=t.lora.model_copy(update={"learning_rate": 1e-4})) for t in TABLE.trials)
+    assert middle_of(replace(TABLE, trials=trials)) != middle_of(TABLE)
+    assert following(replace(TABLE, trials=trials), own, BOTH) == []
 
 
 @pytest.mark.slow

@@ -122,6 +122,7 @@ def test_intervals_hold_the_truth_as_often_as_they_say() -> None:
     assert missed(found, "found") <= 0.08 * len(found)
 
 
+@pytest.mark.slow
 def test_averages_over_trials_get_the_rank_wrong_where_contrasts_do_not() -> None:
     """Several times the error, and often the wrong sign; a contrast never states one."""
     ranks = [one for one in checked(0.2, 0.03) if one.parameter == "rank" and math.isfinite(one.naive.low)]

@@ -88,7 +88,7 @@ def as_uninterrupted(trial: TrialRecord) -> bool:
     return [(report.rows, report.measurements["perplexity"]) for report in trial.rungs] == expected
 
 
-@pytest.mark.parametrize("packed", ["", "-packed"])
+@pytest.mark.parametrize("packed", ["", pytest.param("-packed", marks=pytest.mark.slow)])
 def test_stop_waits_for_the_rungs_and_resume_goes_on(
     ray_session: None, text_file: Path, tmp_path: Path, packed: str
 ) -> None:
@@ -111,7 +111,7 @@ def test_stop_waits_for_the_rungs_and_resume_goes_on(
     assert [trial.lora for trial in after.trials[: len(stopped.trials)]] == [trial.lora for trial in stopped.trials]
 
 
-@pytest.mark.parametrize("packed", ["", "-packed"])
+@pytest.mark.parametrize("packed", ["", pytest.param("-packed", marks=pytest.mark.slow)])
 def test_stop_now_saves_between_rungs_and_extend_goes_on(
     ray_session: None, text_file: Path, tmp_path: Path, packed: str
 ) -> None:

@@ -144,6 +144,7 @@ def test_what_no_device_holds_is_never_proposed(text_file: Path, tmp_path: Path)
     assert ledger.end is SearchEnd.SPACE_EXHAUSTED
 
 
+@pytest.mark.slow
 def test_what_cannot_be_predicted_is_tried_twice_and_told_with_its_bytes(search, tmp_path: Path) -> None:
     """The batches of a task of the user's own are not known before: it gets a whole device, which may be too small."""
     (tmp_path / "own_task.py").write_text(OWN_TASK)
