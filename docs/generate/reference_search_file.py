@@ -13,7 +13,7 @@ from reference_markdown import page, table
 
 from lorafront.search.objective_entry import FunctionObjective
 from lorafront.search.resources import Resources
-from lorafront.search.search_file import Budget, Confirm, SearchFile, Tracking
+from lorafront.search.search_file import Budget, Confirm, FullTuning, SearchFile, Tracking
 from lorafront.spaces.lora import AlphaAbsolute, AlphaRatio, LoraConfiguration, LoraSpace
 from lorafront.spaces.parameters import Range
 from lorafront.spaces.presets import PRESETS
@@ -38,6 +38,7 @@ SECTIONS: dict[str, type[BaseModel]] = {
     "Start point and baseline": StartPoint,
     "alpha of a start point": PointAlpha,
     "confirm": Confirm,
+    "full_tuning": FullTuning,
     "tracking": Tracking,
 }
 INTRO = """A search file is YAML 1.2; `lorafront init` writes one with comments, `lorafront check` prints yours with
