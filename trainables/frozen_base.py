@@ -21,6 +21,7 @@ from transformers.pytorch_utils import Conv1D
 from lorafront.spaces.quantization import bitsandbytes_arguments
 from lorafront.trainables import engines
 from lorafront.trainables.config import ModelConfig, TrialConfig
+from lorafront.trainables.cpu_products import widen_slow_products
 from lorafront.trainables.data import seeded_generator
 from lorafront.trainables.model_facts import head_modules, without_weights
 from lorafront.trainables.models import compute_dtype, device, dtype_name, load_config
@@ -72,6 +73,8 @@ class FrozenBase:
         self.references: dict[Path, dict[str, float]] = {}  # evaluation of the bare base, by token file
         self.probes: dict[tuple[object, ...], Memory] = {}  # peak memory of trials, by all that has a size
         self.device = device()
+        if self.device.type == "cpu":
+            widen_slow_products()
         self.dtype = compute_dtype(quantization, self.device)
         attention = None if model.attention == "auto" else model.attention
         bits = bitsandbytes_arguments(quantization, dtype_name(self.dtype))
