@@ -151,10 +151,14 @@ def load_base(settings: Settings, quantization: str) -> Any:
 
     That call would switch gradient checkpointing on, which costs time, and change the dtype of norms and head;
     lorafront does neither. https://huggingface.co/docs/peft/developer_guides/quantization
+    On processors where lorafront's products are faster than torch's, plain Ray Tune gets them too.
     """
     import torch
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
+    from lorafront.trainables.cpu_products import widen_slow_products
+
+    widen_slow_products()
     config = {
         "nf4": {
             "load_in_4bit": True,

@@ -41,6 +41,7 @@ class Compared:
         entry: what its replicates measured; None where none came to its end.
         ended: how those that did not come to their end ended, in words.
         waiting: replicates that are still to be trained, as far as that is known.
+        hours_again: what the command that trains them needs (`StudyTable.hours_again`).
         differences: by trial that is worth choosing and by objective, how much larger it is than this baseline at the
             same seeds, on the scale of the objective, and half the width of the interval.
     """
@@ -50,6 +51,7 @@ class Compared:
     entry: Confirmed | None
     ended: tuple[str, ...] = ()
     waiting: int = 0
+    hours_again: str = ""
     differences: Mapping[int, Mapping[str, tuple[float, float]]] = field(default_factory=dict)
 
 
@@ -157,7 +159,7 @@ def compared(
         running = sum(len(one.running) for one in tried.values() if one)
         waiting = running + len(following(table, own, confirm.model_copy(update={"baselines": [name]})))
         if member is None or not member.results:
-            found.append(Compared(name, lora, None, ended, waiting))
+            found.append(Compared(name, lora, None, ended, waiting, own.hours_again))
             continue
         judged = Judged(table, [*known, member])
         more = {
@@ -166,7 +168,8 @@ def compared(
             }
             for entry in confirmed.kept
         }
-        found.append(Compared(name, lora, judged.confirmed(member, math.nan), ended, waiting, more))
+        entry = judged.confirmed(member, math.nan)
+        found.append(Compared(name, lora, entry, ended, waiting, own.hours_again, more))
     return tuple(found)
 
 

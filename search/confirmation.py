@@ -40,6 +40,7 @@ class Confirmation:
         spread: standard deviation over seeds of the quality, on its scale; None where nothing has two replicates.
         bias: of the search's estimates.
         waiting: replicates that are still to be trained.
+        hours_again: what the command that trains them needs (`StudyTable.hours_again`).
         compared: what else was trained on the same terms (search/comparison.py).
         longer: the replicates were trained longer than the trials of the search.
     """
@@ -52,6 +53,7 @@ class Confirmation:
     spread: float | None
     bias: Bias
     waiting: int
+    hours_again: str = ""
     compared: tuple[Compared, ...] = ()
     longer: bool = False
 
@@ -148,6 +150,7 @@ def confirmation(table: StudyTable, own: StudyTable, seeds: int) -> Confirmation
         spread=noise.spread if noise.freedom else None,
         bias=judged.bias(quality),
         waiting=len(following(table, own, seeds)) + running,
+        hours_again=own.hours_again,
         longer=_longer(table, own),
     )  # fmt: skip
 

@@ -74,7 +74,7 @@ def lines(found: Confirmation) -> list[str]:
     if found.waiting:
         told.append(
             f"{found.waiting} replicate{'s are' if found.waiting > 1 else ' is'} still to come: "
-            f"lorafront confirm {found.table.search.name}{' --longer' if found.longer else ''}"
+            f"lorafront confirm {found.table.search.name}{' --longer' if found.longer else ''}{found.hours_again}"
         )
     return told
 
@@ -117,7 +117,7 @@ def _against(found: Confirmation, one: Compared) -> list[str]:
     """What the front has more than a baseline, or why nobody knows."""
     name = COMPARED[one.name]
     more = f"{one.waiting} training{'s are' if one.waiting > 1 else ' is'} still to come"
-    go_on = f"lorafront compare {found.table.search.name} --baseline {one.name}"
+    go_on = f"lorafront compare {found.table.search.name} --baseline {one.name}{one.hours_again}"
     waiting = [f"{name}: {more}: {go_on}"] if one.waiting else []
     if one.entry is None:
         return [f"{name}: {'; '.join(one.ended) or 'nothing has come to its end yet'}", *waiting]

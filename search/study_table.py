@@ -164,6 +164,12 @@ class StudyTable:
         return limit_reached(self.search.budget, self.spent)
 
     @property
+    def hours_again(self) -> str:
+        """What a command needs to go on with replicates whose hours are spent: as many again; else empty."""
+        hours = self.search.budget.hours
+        return f" --hours {2 * hours:g}" if hours and limit_reached(self.search.budget, self.spent, ("hours",)) else ""
+
+    @property
     def complete(self) -> tuple[TrialRecord, ...]:
         """Trials at full fidelity."""
         return tuple(trial for trial in self.trials if trial.state == "COMPLETE")

@@ -40,18 +40,19 @@ def widened_products(dtypes: Collection[torch.dtype]) -> torch.library.Library:
     Sums are in float32 and rounded once, which is what instructions for 16 bits do too. The copies in float32 live as
     long as one product, and no count of tensors sees them, like the scratch space of any other kernel.
     """
-    library = torch.library.Library("aten", "IMPL")
+    library = torch.library.Library("aten", "IMPL")  # type: ignore[no-untyped-call]
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Warning only once for all operators")  # that a kernel is replaced
         for name in PRODUCTS:
             kernel = torch.library.get_kernel(f"aten::{name}", "CPU")
-            library.impl(name, _widened(kernel, dtypes, in_place=name.endswith("_")), "CPU", with_keyset=True)
+            widened = _widened(kernel, dtypes, in_place=name.endswith("_"))
+            library.impl(name, widened, "CPU", with_keyset=True)  # type: ignore[no-untyped-call]
     return library
 
 
 def _instructions() -> dict[torch.dtype, bool]:
     """Whether torch's products have instructions for a dtype here."""
-    if not torch.backends.mkldnn.is_available():
+    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return {torch.bfloat16: False, torch.float16: False}
     return {
         torch.bfloat16: torch.ops.mkldnn._is_mkldnn_bf16_supported(),  # noqa: SLF001  # torch names no public one

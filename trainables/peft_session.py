@@ -187,7 +187,14 @@ class PeftSession:
         return measured
 
     def save(self, folder: Path) -> None:
-        """Write adapter (an ordinary PEFT folder), optimizer state, and position."""
+        """Write adapter (an ordinary PEFT folder), optimizer state, and position.
+
+        A full fine-tuning at its end leaves the position alone: nothing goes on from there, nobody exports what is only
+        there to compare with, and it would be 2 bytes a weight and 12 of the optimizer.
+        """
+        if self.whole and self.rows_seen >= self.config.rows:
+            write_position(folder, {"step": self.step}, self.base, self.data)
+            return
         if self.whole:
             save_weights(self.model, folder / WEIGHTS)
         else:

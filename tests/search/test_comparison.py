@@ -21,7 +21,7 @@ from lorafront.search.confirmation_report import as_json, lines
 from lorafront.search.export import export_front
 from lorafront.search.paths import RootPaths
 from lorafront.search.run import run_search
-from lorafront.search.search_file import Confirm, FullTuning, SearchFile, parse_search
+from lorafront.search.search_file import Budget, Confirm, FullTuning, SearchFile, parse_search
 from lorafront.search.study_table import StudyTable, read_study
 from lorafront.search.warm_start import value_of
 from lorafront.spaces.errors import InvalidInput
@@ -145,6 +145,10 @@ def test_what_is_still_to_come_is_said() -> None:
     told = " ".join(lines(replace(found, compared=both)))
     assert "full fine-tuning: 3 trainings are still to come: lorafront compare n --baseline full" in told
     assert [one.waiting for one in compared(TABLE, found, own, baselines)] == [0, 0]
+
+    hours = replace(half, search=half.search.model_copy(update={"budget": Budget(trials=4, hours=0.5)}), seconds=1900)
+    told = " ".join(lines(replace(found, compared=compared(TABLE, found, own, hours))))
+    assert "lorafront compare n --baseline full --hours 1" in told
 
 
 def shown(found: Confirmation, baselines: dict[str, Compared]) -> Confirmation:

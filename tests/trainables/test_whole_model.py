@@ -89,7 +89,11 @@ def test_an_interrupted_one_has_the_losses_of_an_uninterrupted_one(
     second.load(tmp_path)
     second.train(32)
     assert second.evaluate()["eval_loss"] == expected
+    (tmp_path / "end").mkdir()
+    second.save(tmp_path / "end")
     second.close()
+    assert (tmp_path / "model.safetensors").is_file()
+    assert not list((tmp_path / "end").glob("*.safetensors"))  # nothing goes on from there
 
 
 @pytest.mark.parametrize("quantization", ["fp32", "bf16"])
