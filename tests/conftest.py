@@ -11,6 +11,7 @@ from pydoc_data.topics import topics
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 from support import TINY_LLAMA, MakeTrial, lora
 
 from lorafront.spaces import modules
@@ -24,6 +25,10 @@ from lorafront.trainables.task import task_named
 
 if TYPE_CHECKING:
     from trained_alone import Trained
+
+# A slow machine makes no test fail.
+settings.register_profile("no clock", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("no clock")
 
 
 @pytest.fixture(scope="session")

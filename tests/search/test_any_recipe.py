@@ -75,7 +75,7 @@ RECIPES = {
 
 
 @pytest.mark.parametrize("kind", RECIPES)
-@settings(deadline=None, max_examples=40)  # each writes and reads files
+@settings(max_examples=40)  # each writes and reads files
 @given(data=st.data())
 def test_any_recipe_becomes_a_search_with_its_values(
     tmp_path_factory: pytest.TempPathFactory, kind: str, data: Any
@@ -117,7 +117,7 @@ def _written(folder: Path, text: str) -> Path:
 
 
 @pytest.mark.parametrize("kind", RECIPES)
-@settings(deadline=None, max_examples=40)  # each writes and reads files
+@settings(max_examples=40)  # each writes and reads files
 @given(data=st.data())
 def test_any_value_is_read_or_refused(tmp_path_factory: pytest.TempPathFactory, kind: str, data: Any) -> None:
     """A value of the wrong kind under any key is an error of ours with that key, or is told; nothing else is raised."""

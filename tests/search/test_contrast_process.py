@@ -22,7 +22,7 @@ def seen(seed: int, trials: int = 12) -> Observations:
     return Observations(places[trial], depth, trial, value[trial] + 0.2 * depth * places[trial, 0])
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(seed=st.integers(0, 1000))
 def test_the_gradient_of_the_posterior_is_what_differences_give(seed: int) -> None:
     """For variances, shares, lengths and shifts."""

@@ -231,7 +231,7 @@ ROWS = st.lists(
 )  # fmt: skip
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(ROWS)
 def test_the_front_of_what_was_imported_is_that_of_the_table(rows: list[tuple[Any, ...]]) -> None:
     """Whatever the table: every row is a trial with its numbers, in its order, and the front is brute force's."""

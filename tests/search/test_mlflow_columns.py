@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from support import lora
 
@@ -78,7 +78,6 @@ def test_numbers_that_vary_are_metrics_because_parameters_sort_as_text() -> None
     assert [one.step for one in found.metrics if one.name == "perplexity"] == list(RUNGS)
 
 
-@settings(deadline=None)  # the first one imports MLflow
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.floats(-9, 9), st.integers(0, 3), st.integers(0, 3)), max_size=9))
 def test_a_run_stands_in_for_columns_where_it_has_all_of_them(points: list[tuple[str, float, int, int]]) -> None:
     """By the newest value of each metric; where anything is missing or different it does not."""

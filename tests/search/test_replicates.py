@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from scipy.stats import binom
 
@@ -58,7 +58,6 @@ def test_the_effect_of_a_seed_on_all_of_them_does_not_blur_who_is_better() -> No
     assert found.difference(3, 2)[1] < found.half_widths[2] / 10
 
 
-@settings(deadline=None)
 @example(values=[[0.0, 0.0], [0.0, 1e-126]], shift=0.0)  # whose squares' squares are zero
 @given(
     values=st.lists(st.lists(st.floats(-5, 5), min_size=2, max_size=4), min_size=1, max_size=5),
@@ -111,7 +110,6 @@ def test_probabilities_are_right_as_often_as_they_say() -> None:
         assert truths[inside].mean() == pytest.approx(chances[inside].mean(), abs=0.1)
 
 
-@settings(deadline=None)
 @given(
     points=st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=1, max_size=8),
     able=st.lists(st.booleans(), min_size=8, max_size=8),

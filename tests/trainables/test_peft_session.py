@@ -157,7 +157,7 @@ def test_saved_adapter_is_stock_peft(
             logits = model(ids).logits[:, :-1].float()
         nll += torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="sum").item()
         targets += ids[:, 1:].numel()
-    assert math.exp(nll / targets) == pytest.approx(reported, abs=1e-3)
+    assert math.exp(nll / targets) == pytest.approx(reported, rel=2e-6)  # sums in another order
 
 
 def test_gradient_checkpointing_trades_memory_for_nothing_else(make_trial: MakeTrial, bases: BaseCache) -> None:
