@@ -62,7 +62,7 @@ def compare_search(
     if known is None or known.waiting:
         confirm_search(name, root, observer, seeds=seeds if known is None else None, engine=engine, devices=devices)
     confirmed = replicates_of(name, root)
-    earlier = replicates_of(name, root, COMPARE) if root.search(name_of(name, COMPARE)).study_db.is_file() else None
+    earlier = replicates_of(name, root, COMPARE) if root.search(name_of(name, COMPARE)).has_study() else None
     before = (earlier or confirmed).search.confirm or Confirm()
     asked = (table.search.confirm or Confirm()).hours if earlier is None else earlier.search.budget.hours
     chosen = Confirm(

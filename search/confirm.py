@@ -71,7 +71,7 @@ def confirm_search(
         raise InvalidInput(f"{name} is itself a confirmation, of {table.search.confirms}")
     if not front_of(table):
         raise NoFront(f"search {name!r} has no feasible trial at full fidelity to confirm")
-    earlier = replicates_of(name, root, suffix) if own.study_db.is_file() else None
+    earlier = replicates_of(name, root, suffix) if own.has_study() else None
     before = (earlier or table).search.confirm or Confirm()
     if earlier is not None:
         before = before.model_copy(update={"hours": earlier.search.budget.hours})  # which `extend` may have raised

@@ -7,12 +7,11 @@ findings are mended by a command; what is damaged for good is said as such.
 from __future__ import annotations
 
 import json
-import sqlite3
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
+from lorafront.search.database import reading
 from lorafront.search.front import as_json, front_of
 from lorafront.search.mlflow_reader import Run
 from lorafront.search.paths import SearchPaths
@@ -173,15 +172,12 @@ def _front_file(paths: SearchPaths, table: StudyTable) -> Iterator[Finding]:
 
 def _stored_values(study: Path) -> dict[int, dict[int, float]]:
     """Objective values as Optuna stores them, by trial number and objective."""
-    query = "SELECT number, objective, value FROM trial_values JOIN trials USING (trial_id)"
-    try:
-        with closing(sqlite3.connect(f"{study.absolute().as_uri()}?mode=ro", uri=True, timeout=60)) as database:
-            found: dict[int, dict[int, float]] = {}
-            for number, objective, value in database.execute(query):
-                found.setdefault(number, {})[objective] = value
-            return found
-    except sqlite3.Error as error:
-        raise StateUnreadable(f"{study} cannot be read: {error}") from error
+    query = "SELECT number, objective, value FROM trial_values JOIN trials USING (trial_id) WHERE study_id = {study}"
+    found: dict[int, dict[int, float]] = {}
+    with reading(study) as read:
+        for number, objective, value in read(query):
+            found.setdefault(number, {})[objective] = value
+    return found
 
 
 def examine_runs(name: str, table: StudyTable, runs: Iterable[Run]) -> list[Finding]:

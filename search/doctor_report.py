@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
+from lorafront.search.database import place_of
 from lorafront.search.doctor import Finding, examine, examine_runs
 from lorafront.search.mlflow_tracker import open_tracking, shown
 from lorafront.search.ownership import owned
@@ -47,7 +48,7 @@ def as_json(name: str, found: list[Finding], notes: list[str]) -> dict[str, Any]
 def _examined(root: RootPaths, paths: SearchPaths, *, driven: bool) -> tuple[list[Finding], list[str]]:
     table = read_study(paths.study_db)
     found = examine(paths, table, driven=driven)
-    notes = [f"{len(table.trials)} trials in {paths.study_db}, their files checked"]
+    notes = [f"{len(table.trials)} trials in {place_of(paths.study_db)}, their files checked"]
     if not driven:
         more, note = _runs(root, paths.name, table)
         found, notes = found + more, [*notes, note]

@@ -1,4 +1,7 @@
-"""One driver per search: a lock file that the kernel releases when the driver dies, however it dies."""
+"""One driver per search: a lock file that the kernel releases when the driver dies, however it dies.
+
+Where machines share a search through PostgreSQL, its driver holds a lock there too (search/database.py).
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ from contextlib import contextmanager
 
 from filelock import FileLock, Timeout
 
+from lorafront.search.database import is_written
 from lorafront.search.paths import SearchPaths
 from lorafront.spaces.errors import SearchOwned
 
@@ -21,13 +25,14 @@ def owned(paths: SearchPaths) -> Iterator[None]:
         SearchOwned: another driver is alive.
     """
     lock = FileLock(paths.driver_lock, timeout=PROBE_SECONDS)
+    taken = SearchOwned(f"search {paths.name!r} is being run by another process; see `lorafront status {paths.name}`")
     try:
         lock.acquire()
     except Timeout as error:
-        raise SearchOwned(
-            f"search {paths.name!r} is being run by another process; see `lorafront status {paths.name}`"
-        ) from error
+        raise taken from error
     try:
+        if is_written(paths.study_db):
+            raise taken
         yield
     finally:
         lock.release()
@@ -41,4 +46,4 @@ def is_driven(paths: SearchPaths) -> bool:
     except Timeout:
         return True
     lock.release()
-    return False
+    return is_written(paths.study_db)

@@ -5,6 +5,7 @@ ROOT/tokens/                              token rows, shared by searches
 ROOT/traced/                              what memory is predicted from, shared by searches
 ROOT/NAME/search.yaml                     the file as the user wrote it
 ROOT/NAME/study.db                        Optuna storage: the only source of truth
+ROOT/NAME/study.json                      in its place where the study is in PostgreSQL: which one (search/database.py)
 ROOT/NAME/driver.lock                     held by the living driver
 ROOT/NAME/control/request-….json          what `stop` and `extend` ask of the living driver (search/requests.py)
 ROOT/NAME/control/epoch-E/, cancel-NNNNN  what that driver asks of its trials (trainables/orders.py)
@@ -21,6 +22,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from lorafront.search import database
 from lorafront.spaces.errors import InvalidInput, Problem, SearchNotFound, did_you_mean
 from lorafront.trainables.orders import OrderFolder
 from lorafront.trainables.trial import TrialFolder
@@ -83,8 +85,8 @@ class RootPaths:
 
     def names(self) -> list[str]:
         """Searches under the root, oldest first."""
-        found = [path.parent for path in self.root.glob("*/study.db")]
-        return [path.name for path in sorted(found, key=lambda path: (path.stat().st_ctime, path.name))]
+        found = [file for kind in ("db", "json") for file in self.root.glob(f"*/study.{kind}")]
+        return [file.parent.name for file in sorted(found, key=lambda file: (file.stat().st_ctime, file.parent.name))]
 
     def existing(self, name: str) -> SearchPaths:
         """A search that is there.
@@ -96,7 +98,7 @@ class RootPaths:
             paths = self.search(check_name(name))
         except ValueError as error:
             raise SearchNotFound(f"name {error}") from error
-        if not paths.study_db.is_file():
+        if not paths.has_study():
             names = self.names()
             there = f" There is: {', '.join(names)}." if names else " There is none yet."
             raise SearchNotFound(f"no search {name!r} under {self.root.resolve()}.{did_you_mean(name, names)}{there}")
@@ -148,6 +150,10 @@ class SearchPaths:
     def study_db(self) -> Path:
         """Optuna storage."""
         return self.folder / "study.db"
+
+    def has_study(self) -> bool:
+        """Whether the search has begun."""
+        return database.has_study(self.study_db)
 
     @property
     def driver_lock(self) -> Path:

@@ -61,7 +61,7 @@ def tell_original(
     """
     original = RootPaths(paths.folder.parent).search(name)
     try:
-        if original.study_db.is_file():
+        if original.has_study():
             keep_report(read_study(original.study_db), original, say)
             catch_up(original, say, patience)
     except Exception as error:  # noqa: BLE001  # the replicates are there, whatever happens to the original's views

@@ -6,6 +6,8 @@ is done. The driver is the only writer of the study and of MLflow.
 
 from __future__ import annotations
 
+from lorafront.search.database import check_database
+
 from lorafront.search.environment import heavy_imports  # isort: skip  # before Ray and MLflow
 
 import contextlib
@@ -73,6 +75,7 @@ def run_search(
     paths = root.search(search.name)
     cluster = RayCluster(devices, imports=_imports(engine, search, devices))
     with claimed(paths), interruptible(paths) as interruption, cluster:
+        check_database()
         with heavy_imports("transformers"):
             from lorafront.search.preflight import check
 
@@ -146,7 +149,7 @@ def interruptible(paths: SearchPaths) -> Iterator[Interruption]:
         with interruption:
             yield interruption
     except KeyboardInterrupt:
-        begun = paths.study_db.is_file()
+        begun = paths.has_study()
         raise Incomplete(f"interrupted; {interruption.advice if begun else 'nothing was begun'}") from None
 
 
@@ -167,7 +170,7 @@ def refuse_existing(paths: SearchPaths) -> None:
     if paths.driver_lock.exists():
         with owned(paths):
             pass
-    if paths.study_db.is_file():
+    if paths.has_study():
         raise SearchExists(
             f"search {paths.name!r} exists already in {paths.folder}; `lorafront resume {paths.name}` goes on with it, "
             "or choose another name"
@@ -187,7 +190,7 @@ def claimed(paths: SearchPaths) -> Iterator[None]:
         try:
             yield
         finally:
-            if not paths.study_db.is_file():
+            if not paths.has_study():
                 shutil.rmtree(paths.folder, ignore_errors=True)
                 if new_root:
                     with contextlib.suppress(OSError):  # somebody else's search may have come into it meanwhile
@@ -215,6 +218,20 @@ def _drive(
         canonical=prepared.canonical,
         breaks=prepared.breaks,
     )
+    with contextlib.closing(ledger):
+        return _driven(prepared, paths, ledger, observer, tracking, engine, cluster, interruption)
+
+
+def _driven(
+    prepared: Prepared,
+    paths: SearchPaths,
+    ledger: StudyLedger,
+    observer: Observer,
+    tracking: mlflow_tracker.Tracking,
+    engine: str,
+    cluster: RayCluster,
+    interruption: Interruption,
+) -> StudyTable:
     ledger.keep_budget(prepared.search.budget)
     ledger.keep_data(prepared.token_file.name, prepared.rungs, prepared.search.code_digests())
     for name, measured in prepared.references().items():

@@ -24,12 +24,14 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from lorafront.search import study_table
 from lorafront.search.budget import Spent
+from lorafront.search.database import STUDY, new_place, place_of
 from lorafront.search.sampler_view import SamplerView
 from lorafront.search.search_end import SearchEnd
 from lorafront.search.search_file import Budget, SearchFile
 from lorafront.search.start_points import BASELINE, Start
+from lorafront.search.study_storage import PostgresStorage, sqlite_storage
 from lorafront.search.warm_start import Observation, value_of
-from lorafront.spaces.errors import StateUnreadable
+from lorafront.spaces.errors import SearchOwned, StateUnreadable
 from lorafront.spaces.lora import LoraConfiguration
 from lorafront.spaces.objectives import minimized
 from lorafront.spaces.uniform_draw import UniformDraw
@@ -41,7 +43,6 @@ from lorafront.trainables.trial import Report
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 # What a full disk, a lock that is never released or a lost connection raise.
 WRITE_ERRORS = (OSError, sqlite3.Error, SQLAlchemyError, optuna.exceptions.StorageInternalError)
-STUDY = "search"  # one study per database
 REPEATS_BEFORE_RANDOM = 10  # a sampler that keeps proposing what it knows is helped out by uniform draws
 REPEATS_OF_GRID = 100  # it goes on in order, so it passes what is known sooner or later
 # So many draws in vain mean that the space is exhausted. They cost no storage, so a discrete space gets twenty for each
@@ -70,7 +71,8 @@ class StudyLedger:
         """Open the study, or create it.
 
         Args:
-            path: of the SQLite file; none keeps the study in memory, for a replay.
+            path: of the SQLite file, which may be elsewhere (search/database.py); none keeps the study in memory, for a
+                replay.
             search: the resolved file.
             create: a new one.
             canonical: the simplest configuration that trains the same on this model, so that equals are not run twice.
@@ -78,22 +80,25 @@ class StudyLedger:
 
         Raises:
             StateUnreadable: the file is no study of this version.
+            SearchOwned: another driver writes it.
         """
         self.search = search
         self._canonical = canonical
         self._breaks = breaks
         try:
-            self.storage: BaseStorage = InMemoryStorage() if path is None else _storage(path)
+            name, self.storage = _storage(path, create=create)
             directions = [objective.direction for objective in search.objective_list]
             if create:
-                self.study = optuna.create_study(storage=self.storage, study_name=STUDY, directions=directions)
+                self.study = optuna.create_study(storage=self.storage, study_name=name, directions=directions)
                 self.study.set_user_attr(study_table.UID, uuid.uuid4().hex)
                 self.study.set_user_attr(study_table.SEARCH, search.model_dump(mode="json"))
             else:
-                self.study = optuna.load_study(storage=self.storage, study_name=STUDY)
-        except (sqlite3.DatabaseError, optuna.exceptions.OptunaError, KeyError, RuntimeError) as error:
+                self.study = optuna.load_study(storage=self.storage, study_name=name)
+        except SearchOwned:
+            raise
+        except (sqlite3.DatabaseError, SQLAlchemyError, optuna.exceptions.OptunaError, KeyError, RuntimeError) as error:
             raise StateUnreadable(f"{path} cannot be opened as a study: {error}") from error
-        self.study_id = self.storage.get_study_id_from_name(STUDY)
+        self.study_id = self.storage.get_study_id_from_name(name)
         trials = self.study.get_trials(deepcopy=False)
         self.view = SamplerView(search, trials)
         self.known: dict[str, int] = {}
@@ -137,6 +142,8 @@ class StudyLedger:
         """Count one more driver; its number fences what older ones left behind."""
         self.epoch += 1
         self.study.set_user_attr(study_table.EPOCH, self.epoch)
+        if isinstance(self.storage, PostgresStorage):
+            self.storage.lock.epoch = self.epoch
         return self.epoch
 
     def note(self, notes: tuple[str, ...]) -> None:
@@ -292,6 +299,8 @@ class StudyLedger:
         if isinstance(self.storage, RDBStorage):
             self.storage.remove_session()
             self.storage.engine.dispose()
+        if isinstance(self.storage, PostgresStorage):
+            self.storage.lock.release()
 
     def ask(self) -> tuple[int, LoraConfiguration] | None:
         """A new configuration that no trial has and that is not known to break a limit.
@@ -471,16 +480,9 @@ class StudyLedger:
         self.view.set(number, key, value)
 
 
-def _storage(path: Path) -> RDBStorage:
-    """SQLite with WAL and synchronous=FULL: a commit survives a power cut, readers never wait for the writer.
-
-    Set through `creator`: a listener on SQLAlchemy's engine leaves `journal_mode=delete`.
-    """
-
-    def connect() -> sqlite3.Connection:
-        connection = sqlite3.connect(path, timeout=60, check_same_thread=False)
-        connection.execute("PRAGMA journal_mode=WAL")
-        connection.execute("PRAGMA synchronous=FULL")
-        return connection
-
-    return RDBStorage(f"sqlite:///{path}", engine_kwargs={"creator": connect})
+def _storage(path: Path | None, *, create: bool) -> tuple[str, BaseStorage]:
+    """(name of the study, where it is)."""
+    if path is None:
+        return STUDY, InMemoryStorage()
+    place = new_place(path) if create else place_of(path)
+    return place.study, PostgresStorage(place) if place.url else sqlite_storage(path)

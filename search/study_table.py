@@ -6,9 +6,7 @@ The only reader that `status`, `pareto`, `list`, `export` and the MLflow project
 from __future__ import annotations
 
 import json
-import sqlite3
 from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property
@@ -18,6 +16,7 @@ from typing import Any
 from pydantic_core import from_json
 
 from lorafront.search.budget import Spent, limit_reached
+from lorafront.search.database import Read, reading
 from lorafront.search.search_end import SearchEnd
 from lorafront.search.search_file import SearchFile
 from lorafront.search.start_points import Start
@@ -181,21 +180,21 @@ class StudyTable:
 
 
 def read_study(path: Path) -> StudyTable:
-    """Read a study file.
+    """Read the study of a search.
 
     Raises:
         StateUnreadable: it is no study, or is damaged.
     """
     try:
-        with _open(path) as database:
-            attributes = dict(database.execute("SELECT key, value_json FROM study_user_attributes"))
+        with reading(path) as read:
+            attributes = dict(read("SELECT key, value_json FROM study_user_attributes WHERE study_id = {study}"))
             if SEARCH not in attributes:
                 raise StateUnreadable(
                     f"{path} holds no search: its driver ended before it was set up; delete {path.parent}"
                 )
             search = SearchFile.model_validate(json.loads(attributes[SEARCH]))
-            found = tuple(_trials(database, _standalone(attributes)))
-    except (sqlite3.Error, ValueError, KeyError) as error:
+            found = tuple(_trials(read, _standalone(attributes)))
+    except (ValueError, KeyError) as error:
         raise StateUnreadable(f"{path} cannot be read: {error}") from error
     references = {
         key.removeprefix(REFERENCE): json.loads(value)
@@ -219,10 +218,9 @@ def read_study(path: Path) -> StudyTable:
     )
 
 
-@contextmanager
-def _open(path: Path) -> Iterator[sqlite3.Connection]:
-    with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=60)) as database:
-        yield database
+def _time(stored: Any) -> datetime:
+    """SQLite has text."""
+    return stored if isinstance(stored, datetime) else datetime.fromisoformat(stored)
 
 
 def _standalone(attributes: Mapping[str, str]) -> dict[int, dict[str, Any]]:
@@ -231,12 +229,19 @@ def _standalone(attributes: Mapping[str, str]) -> dict[int, dict[str, Any]]:
     return {int(key.removeprefix(STANDALONE)): json.loads(value) for key, value in own.items()}
 
 
-def _trials(database: sqlite3.Connection, standalone: Mapping[int, dict[str, Any]]) -> Iterator[TrialRecord]:
+def _trials(read: Read, standalone: Mapping[int, dict[str, Any]]) -> Iterator[TrialRecord]:
     attributes: dict[int, dict[str, Any]] = {}
-    for trial_id, key, value in database.execute("SELECT trial_id, key, value_json FROM trial_user_attributes"):
+    query = (
+        "SELECT trial_id, key, value_json FROM trial_user_attributes JOIN trials USING (trial_id) "
+        "WHERE study_id = {study}"
+    )
+    for trial_id, key, value in read(query):
         attributes.setdefault(trial_id, {})[key] = from_json(value)  # at 10,000 trials the half of the time of `json`
-    query = "SELECT trial_id, number, state, datetime_start, datetime_complete FROM trials ORDER BY number"
-    for trial_id, number, state, started, ended in database.execute(query):
+    query = (
+        "SELECT trial_id, number, state, datetime_start, datetime_complete FROM trials "
+        "WHERE study_id = {study} ORDER BY number"
+    )
+    for trial_id, number, state, started, ended in read(query):
         own = attributes.get(trial_id, {})
         yield TrialRecord(
             number=number,
@@ -245,8 +250,8 @@ def _trials(database: sqlite3.Connection, standalone: Mapping[int, dict[str, Any
             epoch=own.get(EPOCH, 0),
             rungs=tuple(map(Report.from_json, rungs(own))),
             result=Report.from_json(own[RESULT]) if RESULT in own and state != "RUNNING" else None,
-            started=datetime.fromisoformat(started),
-            ended=datetime.fromisoformat(ended) if ended else None,
+            started=_time(started),
+            ended=_time(ended) if ended else None,
             imported_from=own.get(IMPORTED_FROM, ""),
             execution=Execution(**own[EXECUTION]) if EXECUTION in own else None,
             standalone=standalone.get(number),

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import HealthCheck, settings
+from postgres_server import PASSWORD, Postgres, served, why_none
 from support import TINY_LLAMA, MakeTrial, lora
 
 from lorafront.spaces import modules
@@ -29,6 +30,22 @@ if TYPE_CHECKING:
 # A slow machine makes no test fail.
 settings.register_profile("no clock", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("no clock")
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[Postgres]:
+    if why := why_none():
+        pytest.skip(why)
+    with served() as server:
+        yield server
+
+
+@pytest.fixture
+def postgres(postgres_server: Postgres, monkeypatch: pytest.MonkeyPatch) -> Postgres:
+    """New searches go there."""
+    monkeypatch.setenv("LORAFRONT_DATABASE", postgres_server.url())
+    monkeypatch.setenv("PGPASSWORD", PASSWORD)
+    return postgres_server
 
 
 @pytest.fixture(scope="session")

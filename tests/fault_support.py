@@ -47,7 +47,7 @@ def drive(root: Path, fault: str = "") -> None:
     paths = RootPaths(root).search("s")
     paths.folder.mkdir(parents=True, exist_ok=True)
     with owned(paths):
-        ledger = StudyLedger(paths.study_db, search_file(), create=not paths.study_db.is_file())
+        ledger = StudyLedger(paths.study_db, search_file(), create=not paths.has_study())
         unfinished = run._reconcile(ledger, paths)
         begun = {trial.number: trial.epoch for trial in read_study(paths.study_db).running if trial.epoch}
         epoch = ledger.begin_epoch()

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from fault_support import KILLED, TRIALS, Forks, verdict
+from postgres_server import PASSWORD
 from support import PROJECT
 
 from lorafront.search.paths import RootPaths
@@ -21,11 +22,15 @@ HERE = sorted(set(POINTS) - NEED_MORE)
 WRITES = ["mid_ckpt_write", "before_result_rename", "before_tell", "after_outcome_before_tell"]
 
 
-@pytest.fixture(scope="module")
-def forks() -> Iterator[Forks]:
-    server = Forks()
-    yield server
-    server.close()
+@pytest.fixture(scope="module", params=["SQLite", "PostgreSQL"])
+def forks(request: pytest.FixtureRequest) -> Iterator[Forks]:
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "PostgreSQL":
+            patch.setenv("LORAFRONT_DATABASE", request.getfixturevalue("postgres_server").url())
+            patch.setenv("PGPASSWORD", PASSWORD)
+        server = Forks()
+        yield server
+        server.close()
 
 
 def test_the_points_are_those_of_the_code() -> None:

@@ -23,6 +23,7 @@ from typing import Any
 import psutil
 import pytest
 from fault_support import Verdict, read_witness, verdict
+from postgres_server import Postgres
 from support import TINY_LLAMA
 
 from lorafront.search.doctor_report import examined
@@ -384,6 +385,31 @@ def test_clocks_that_jump_back_mislead_nobody(search: Search) -> None:
         driver.wait()
     for age, file in enumerate(sorted((search.root / "s").rglob("*"), key=lambda path: path.stat().st_mtime)):
         os.utime(file, (1e9 - age, 1e9 - age))
+    search.resumed()
+    assert_whole(search)
+
+
+@pytest.mark.parametrize("how", ["stop", "crash"])
+def test_a_database_that_restarts_costs_no_trial(search: Search, postgres: Postgres, how: str) -> None:
+    """F15, F16: a PostgreSQL that is restarted, or dies and is back after three seconds, is waited for."""
+    with search.start() as driver:
+        read_until(driver, "at 16 of 32 rows")
+        postgres.do(how)
+        time.sleep(3)
+        postgres.start()
+        output, _ = driver.communicate(timeout=SECONDS)
+    assert driver.returncode == 0, output
+    assert_whole(search)
+
+
+def test_drivers_killed_on_a_database_are_resumed(search: Search, postgres: Postgres) -> None:
+    """F1, F16: with driver and database both dead, all is there when both are back."""
+    with search.start() as driver:
+        read_until(driver, "finished at full fidelity")
+        driver.kill()
+        postgres.do("crash")
+        driver.wait()
+    postgres.start()
     search.resumed()
     assert_whole(search)
 

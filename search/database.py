@@ -1,0 +1,278 @@
+"""Where a study is stored: a SQLite file in the folder of its search, or a PostgreSQL database that the folder names.
+
+`LORAFRONT_DATABASE` says where new searches go; what has begun is found by its folder. Passwords are libpq's matter
+(`PGPASSWORD`, `PGPASSFILE`, `~/.pgpass`): none is read, stored or shown here.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qsl, urlsplit
+
+from lorafront.spaces.errors import InvalidInput, SearchOwned, StateUnreadable
+from lorafront.trainables.checkpoint import write_json
+
+VARIABLE = "LORAFRONT_DATABASE"
+STUDY = "search"  # the one study of a SQLite file
+SCHEMES = ("postgresql", "postgres")
+CONNECT_SECONDS = 5
+READ_PATIENCE = 15.0  # seconds: as long as a restart of the server takes
+POLL = 0.25  # seconds between two tries
+OPTIONS = "-c statement_timeout=60s -c idle_in_transaction_session_timeout=60s -c timezone=UTC"
+
+TAKE = "SELECT pg_try_advisory_lock(hashtextextended(%s, 0))"
+HELD = """SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND objsubid = 1 AND granted
+    AND ((classid::bigint << 32) | objid::bigint) = hashtextextended(%s, 0)"""
+END_BACKEND = "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory' AND pid = %s"
+EPOCH_OF = """SELECT value_json FROM study_user_attributes JOIN studies USING (study_id)
+    WHERE study_name = %s AND key = 'epoch'"""
+
+Read = Callable[[str], list[tuple[Any, ...]]]
+
+
+@dataclass(frozen=True)
+class StudyPlace:
+    """Where one study is.
+
+    Attributes:
+        file: the SQLite file, which is there unless `url` says otherwise.
+        url: of a PostgreSQL database, without a password.
+        study: its name there.
+    """
+
+    file: Path
+    url: str = ""
+    study: str = STUDY
+
+    def __str__(self) -> str:
+        """As messages name it."""
+        return f"study {self.study} in {self.url}" if self.url else str(self.file)
+
+
+def _named_by(study_db: Path) -> Path:
+    """The file that says that a study is elsewhere."""
+    return study_db.with_suffix(".json")
+
+
+def place_of(study_db: Path) -> StudyPlace:
+    """Where the study of a search is that has begun.
+
+    Raises:
+        StateUnreadable: the file that says so is damaged.
+    """
+    file = _named_by(study_db)
+    try:
+        said = json.loads(file.read_text(encoding="utf-8"))
+        return StudyPlace(study_db, said["database"], said["study"])
+    except FileNotFoundError:
+        return StudyPlace(study_db)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise StateUnreadable(f"{file} cannot be read ({error}); it names the database that has the search") from error
+
+
+def has_study(study_db: Path) -> bool:
+    """Whether there is a study, in the file or where the folder says."""
+    return study_db.is_file() or _named_by(study_db).is_file()
+
+
+def new_place(study_db: Path) -> StudyPlace:
+    """Where a new study goes, which the folder says from now on."""
+    url = database_url()
+    if not url:
+        return StudyPlace(study_db)
+    name = f"{study_db.parent.name}-{uuid.uuid4().hex[:12]}"  # searches under other roots may be called the same
+    place = StudyPlace(study_db, url, name)
+    write_json(_named_by(study_db), {"database": place.url, "study": place.study})
+    return place
+
+
+def database_url() -> str:
+    """Of the PostgreSQL database that new searches go to; empty where they go into files.
+
+    Raises:
+        InvalidInput: it is no such URL, or has a password in it.
+    """
+    url = os.environ.get(VARIABLE, "").strip()
+    if not url:
+        return ""
+    try:
+        parts = urlsplit(url)
+        secret = parts.password or dict(parse_qsl(parts.query)).get("password")
+    except ValueError as error:
+        raise InvalidInput(f"{VARIABLE} is no URL: {error}") from None
+    if secret:
+        raise InvalidInput(
+            f"{VARIABLE} has a password in it; give that as PGPASSWORD or in a file that PGPASSFILE names"
+        )
+    if parts.scheme not in SCHEMES or not parts.path.strip("/"):
+        raise InvalidInput(f"{VARIABLE} must be postgresql://USER@HOST/DATABASE")
+    return url
+
+
+def check_database() -> None:
+    """Whether new studies can be written where they go.
+
+    Raises:
+        InvalidInput: they cannot.
+    """
+    url = database_url()
+    if not url:
+        return
+    query = "SELECT current_user, current_schema(), has_schema_privilege(current_schema(), 'CREATE')"
+    try:
+        with closing(connected(url, 0)) as database:
+            user, schema, may = database.execute(query).fetchone() or ("", "", False)
+    except postgres_error() as error:
+        raise InvalidInput(f"database {url} cannot be reached: {_line(error)}") from error
+    if not may:
+        raise InvalidInput(
+            f"role {user} may not create tables in schema {schema} of {url}; "
+            f"as its owner: GRANT CREATE ON SCHEMA {schema} TO {user}"
+        )
+
+
+@contextmanager
+def reading(study_db: Path) -> Iterator[Read]:
+    """Ask in SQL what is stored, as it was at one moment; in a query, `{study}` stands for the id of the study.
+
+    Raises:
+        StateUnreadable: there is no such study, or it cannot be read.
+    """
+    place = place_of(study_db)
+    errors: tuple[type[Exception], ...] = (sqlite3.Error, *((postgres_error(),) if place.url else ()))
+    try:
+        with closing(_opened(place)) as database:
+            query = "SELECT study_id FROM studies WHERE study_name = ?"
+            found = database.execute(query.replace("?", "%s") if place.url else query, (place.study,)).fetchone()
+            if found is None:
+                raise StateUnreadable(
+                    f"{place} holds no search: its driver ended before it was set up; delete {study_db.parent}"
+                )
+            yield lambda query: database.execute(query.format(study=int(found[0]))).fetchall()
+    except errors as error:
+        raise StateUnreadable(f"{place} cannot be read: {_line(error)}") from error
+
+
+def _opened(place: StudyPlace) -> Any:
+    """A connection that cannot write."""
+    if not place.url:
+        return sqlite3.connect(f"{place.file.absolute().as_uri()}?mode=ro", uri=True, timeout=60)
+    import psycopg
+
+    database = connected(place.url, READ_PATIENCE)
+    database.read_only = True
+    database.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
+    return database
+
+
+def postgres_error() -> type[Exception]:
+    """What psycopg raises.
+
+    Raises:
+        InvalidInput: it is not installed.
+    """
+    try:
+        import psycopg
+    except ImportError as error:
+        raise InvalidInput("PostgreSQL needs psycopg: pip install 'lorafront[postgresql]'") from error
+    return psycopg.Error
+
+
+def connected(url: str, patience: float) -> Any:
+    """A connection to PostgreSQL; while the server is away or full, it is tried for so many seconds."""
+    postgres_error()
+    import psycopg
+
+    end = time.monotonic() + patience
+    while True:
+        try:
+            return psycopg.connect(url, connect_timeout=CONNECT_SECONDS, application_name="lorafront", options=OPTIONS)
+        except psycopg.OperationalError:
+            if time.monotonic() >= end:
+                raise
+            time.sleep(POLL)
+
+
+class StudyLock:
+    """One driver of a study in PostgreSQL: a lock that the server releases when its holder dies.
+
+    Whoever loses the connection gets the lock again, or hears that somebody else has it: then nothing more is written.
+
+    Attributes:
+        epoch: what is stored while no other driver has begun; None before this one has.
+    """
+
+    def __init__(self, place: StudyPlace) -> None:
+        """Take it.
+
+        Raises:
+            SearchOwned: another driver is alive.
+        """
+        self._place = place
+        self._backend = 0  # process on the server that holds it
+        self.epoch: int | None = None
+        self._database: Any = None
+        self._take(READ_PATIENCE)
+
+    def hold(self) -> None:
+        """Make sure that it is held.
+
+        Raises:
+            SearchOwned: another driver has taken over.
+            psycopg.OperationalError: the server is away.
+        """
+        error = postgres_error()
+        try:
+            self._database.execute("SELECT 1")
+        except error:
+            self.release()
+            self._take(0)
+
+    def release(self) -> None:
+        """Give it back."""
+        self._database.close()
+
+    def _take(self, patience: float) -> None:
+        self._database = connected(self._place.url, patience)
+        self._database.autocommit = True
+        if self._backend:  # a server that has not noticed that the connection is lost would hold it for ever
+            self._ask(END_BACKEND, self._backend)
+        end = time.monotonic() + CONNECT_SECONDS
+        while not self._ask(TAKE, self._place.study):
+            if not self._backend or time.monotonic() > end:
+                self.release()
+                raise SearchOwned(f"{self._place} is being written by another driver")
+            time.sleep(POLL)
+        self._backend = self._ask("SELECT pg_backend_pid()")
+        if self.epoch is not None and int(self._ask(EPOCH_OF, self._place.study) or 0) != self.epoch:
+            self.release()
+            raise SearchOwned(f"{self._place} was taken over by another driver")
+
+    def _ask(self, query: str, *values: Any) -> Any:
+        row = self._database.execute(query, values).fetchone()
+        return row[0] if row else None
+
+
+def is_written(study_db: Path) -> bool:
+    """Whether a driver somewhere holds the lock of a study in PostgreSQL; False of a file, and while nobody knows."""
+    place = place_of(study_db)
+    if not place.url:
+        return False
+    try:
+        with closing(connected(place.url, 0)) as database:
+            return bool(database.execute(HELD, (place.study,)).fetchone()[0])
+    except postgres_error():
+        return False
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())
