@@ -31,7 +31,7 @@ faults: .venv/installed-test
 	$(BIN)/python -m pytest tests/faults -m "faults or not faults" --durations=10
 	$(BIN)/python -m pytest tests/search -m faults --durations=10
 
-# Whole trainings and simulations beside those of `make test`; five minutes on two cores.
+# Whole trainings and simulations beside those of `make test`; a quarter of an hour on two cores.
 slow: .venv/installed-test
 	$(BIN)/python -m pytest -m slow --durations=10
 

@@ -5,7 +5,8 @@
 #   postgres.sh stop FOLDER          wait for nobody
 #   postgres.sh crash FOLDER         as a power cut
 #
-# The first start takes STUDIES_PASSWORD and RUNS_PASSWORD from the environment. Settings: MAX_CONNECTIONS (100).
+# The first start takes STUDIES_PASSWORD and RUNS_PASSWORD from the environment. Settings: MAX_CONNECTIONS (100), LISTEN
+# (127.0.0.1; further addresses with commas, for whom passwords are asked too, and nothing is encrypted).
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 command=$1 folder=$2 port=${3:-5432}
@@ -19,7 +20,7 @@ as_owner() {
 
 start() {
     as_owner "$bin/pg_ctl" start --silent --wait --pgdata "$folder/data" --log "$folder/log" \
-        --options "-p $port -c listen_addresses=127.0.0.1 -c unix_socket_directories=$folder \
+        --options "-p $port -c listen_addresses=${LISTEN:-127.0.0.1} -c unix_socket_directories=$folder \
 -c max_connections=${MAX_CONNECTIONS:-100} -c superuser_reserved_connections=1"
 }
 
@@ -34,6 +35,7 @@ start)
     if [ "$(id -u)" -eq 0 ]; then chown postgres "$folder"; fi
     as_owner "$bin/initdb" --pgdata "$folder/data" --encoding UTF8 --no-locale \
         --auth-local peer --auth-host scram-sha-256 >/dev/null
+    echo "host all all samenet scram-sha-256" | as_owner tee -a "$folder/data/pg_hba.conf" >/dev/null
     start
     as_owner env STUDIES_PASSWORD="$STUDIES_PASSWORD" RUNS_PASSWORD="$RUNS_PASSWORD" \
         "$bin/psql" --quiet --no-psqlrc --host "$folder" --port "$port" --dbname postgres <"$here/databases.sql"

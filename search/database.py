@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import sqlite3
 import time
@@ -24,10 +25,19 @@ from lorafront.trainables.checkpoint import write_json
 VARIABLE = "LORAFRONT_DATABASE"
 STUDY = "search"  # the one study of a SQLite file
 SCHEMES = ("postgresql", "postgres")
-CONNECT_SECONDS = 5
 READ_PATIENCE = 15.0  # seconds: as long as a restart of the server takes
 POLL = 0.25  # seconds between two tries
-OPTIONS = "-c statement_timeout=60s -c idle_in_transaction_session_timeout=60s -c timezone=UTC"
+TAKEOVER_SECONDS = 5.0  # until a server has ended a connection that was lost
+CONNECTION: dict[str, Any] = {  # a network that is gone is noticed within half a minute
+    "application_name": "lorafront",
+    "connect_timeout": 5,
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 25_000,
+    "options": "-c statement_timeout=60s -c idle_in_transaction_session_timeout=60s -c timezone=UTC",
+}
+_away: dict[str, float] = {}  # when patience with a database ended, so that twenty searches in it are not waited for
 
 TAKE = "SELECT pg_try_advisory_lock(hashtextextended(%s, 0))"
 HELD = """SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND objsubid = 1 AND granted
@@ -84,9 +94,14 @@ def has_study(study_db: Path) -> bool:
     return study_db.is_file() or _named_by(study_db).is_file()
 
 
-def new_place(study_db: Path) -> StudyPlace:
-    """Where a new study goes, which the folder says from now on."""
-    url = database_url()
+def new_place(study_db: Path, beside: Path | None = None) -> StudyPlace:
+    """Where a new study goes, which the folder says from now on.
+
+    Args:
+        study_db: of the search.
+        beside: that of the search that it belongs to, in whose database it goes.
+    """
+    url = place_of(beside).url if beside else database_url()
     if not url:
         return StudyPlace(study_db)
     name = f"{study_db.parent.name}-{uuid.uuid4().hex[:12]}"  # searches under other roots may be called the same
@@ -192,12 +207,15 @@ def connected(url: str, patience: float) -> Any:
     postgres_error()
     import psycopg
 
-    end = time.monotonic() + patience
+    start = time.monotonic()
+    end = start + (0 if start - _away.get(url, -math.inf) < patience else patience)
     while True:
         try:
-            return psycopg.connect(url, connect_timeout=CONNECT_SECONDS, application_name="lorafront", options=OPTIONS)
+            return psycopg.connect(url, **CONNECTION)
         except psycopg.OperationalError:
             if time.monotonic() >= end:
+                if patience:
+                    _away[url] = time.monotonic()
                 raise
             time.sleep(POLL)
 
@@ -246,7 +264,7 @@ class StudyLock:
         self._database.autocommit = True
         if self._backend:  # a server that has not noticed that the connection is lost would hold it for ever
             self._ask(END_BACKEND, self._backend)
-        end = time.monotonic() + CONNECT_SECONDS
+        end = time.monotonic() + TAKEOVER_SECONDS
         while not self._ask(TAKE, self._place.study):
             if not self._backend or time.monotonic() > end:
                 self.release()

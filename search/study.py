@@ -86,7 +86,7 @@ class StudyLedger:
         self._canonical = canonical
         self._breaks = breaks
         try:
-            name, self.storage = _storage(path, create=create)
+            name, self.storage = _storage(path, search.confirms, create=create)
             directions = [objective.direction for objective in search.objective_list]
             if create:
                 self.study = optuna.create_study(storage=self.storage, study_name=name, directions=directions)
@@ -480,9 +480,10 @@ class StudyLedger:
         self.view.set(number, key, value)
 
 
-def _storage(path: Path | None, *, create: bool) -> tuple[str, BaseStorage]:
+def _storage(path: Path | None, confirms: str | None, *, create: bool) -> tuple[str, BaseStorage]:
     """(name of the study, where it is)."""
     if path is None:
         return STUDY, InMemoryStorage()
-    place = new_place(path) if create else place_of(path)
+    original = path.parent.parent / confirms / path.name if confirms else None
+    place = new_place(path, original) if create else place_of(path)
     return place.study, PostgresStorage(place) if place.url else sqlite_storage(path)

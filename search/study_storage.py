@@ -15,7 +15,7 @@ from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 
-from lorafront.search.database import CONNECT_SECONDS, OPTIONS, StudyLock, StudyPlace, postgres_error
+from lorafront.search.database import CONNECTION, StudyLock, StudyPlace, postgres_error
 from lorafront.spaces.errors import SearchOwned
 
 PATIENCE = 60.0  # seconds that a server may be away
@@ -60,9 +60,8 @@ class PostgresStorage(RDBStorage):
             psycopg.OperationalError: the server cannot be reached.
         """
         self.lock = StudyLock(place)
-        options = {"connect_timeout": CONNECT_SECONDS, "application_name": "lorafront", "options": OPTIONS}
         address = f"postgresql+psycopg://{place.url.split('://', 1)[1]}"
-        super().__init__(address, engine_kwargs={"pool_pre_ping": True, "connect_args": options})
+        super().__init__(address, engine_kwargs={"pool_pre_ping": True, "connect_args": CONNECTION})
 
     def patiently(self, work: Callable[[], Any]) -> Any:
         """Do that under the lock, again and again while the server is away.

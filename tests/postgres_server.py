@@ -20,21 +20,23 @@ CONNECTIONS = 20
 class Postgres:
     """A server that can be stopped, crashed and started again."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, address: str = "127.0.0.1") -> None:
         """Start it in a new folder."""
+        self._address = address
         with socket.create_server(("127.0.0.1", 0)) as free:
             self.port = free.getsockname()[1]
         self._folder = folder
         self.start()
 
     def url(self, user: str = "lorafront") -> str:
-        return f"postgresql://{user}@127.0.0.1:{self.port}/lorafront"
+        return f"postgresql://{user}@{self._address}:{self.port}/lorafront"
 
     def start(self) -> None:
         self.do("start")
 
     def do(self, command: str) -> None:
         secrets = {"STUDIES_PASSWORD": PASSWORD, "RUNS_PASSWORD": "another", "MAX_CONNECTIONS": str(CONNECTIONS)}
+        secrets["LISTEN"] = self._address
         script = [str(PROJECT / "docker" / "postgres.sh"), command, str(self._folder), str(self.port)]
         subprocess.run(script, check=True, env={**os.environ, **secrets}, timeout=120, cwd="/")
 
@@ -46,11 +48,11 @@ def why_none() -> str:
 
 
 @contextmanager
-def served() -> Iterator[Postgres]:
+def served(address: str = "127.0.0.1") -> Iterator[Postgres]:
     """A server while the block runs."""
     folder = Path(tempfile.mkdtemp(prefix="lf-pg-"))
     folder.chmod(0o755)  # the server runs as a user of its own
-    server = Postgres(folder / "server")
+    server = Postgres(folder / "server", address)
     try:
         yield server
     finally:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import signal
 import socket
 import sqlite3
@@ -23,7 +24,8 @@ from typing import Any
 import psutil
 import pytest
 from fault_support import Verdict, read_witness, verdict
-from postgres_server import Postgres
+from network_link import Link
+from postgres_server import PASSWORD, Postgres, served, why_none
 from support import TINY_LLAMA
 
 from lorafront.search.doctor_report import examined
@@ -45,6 +47,7 @@ class Search:
     def __init__(self, root: Path, text_file: Path, engine: str = "toy") -> None:
         self.root = root
         self.engine = engine
+        self.within: list[str] = []  # a command that runs the driver
         self.data: dict[str, Any] = {
             "name": "s",
             "model": str(TINY_LLAMA),
@@ -65,8 +68,8 @@ class Search:
             "LORAFRONT_WITNESS": str(self.root / "witness.jsonl"),
         }
         return subprocess.Popen(
-            [sys.executable, "-m", "lorafront.search.cli", command, str(file) if command == "run" else "s",
-             "--root", str(self.root), "--engine", self.engine],
+            [*self.within, sys.executable, "-m", "lorafront.search.cli", command,
+             str(file) if command == "run" else "s", "--root", str(self.root), "--engine", self.engine],
             text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment,
         )  # fmt: skip
 
@@ -400,6 +403,36 @@ def test_a_database_that_restarts_costs_no_trial(search: Search, postgres: Postg
         output, _ = driver.communicate(timeout=SECONDS)
     assert driver.returncode == 0, output
     assert_whole(search)
+
+
+@pytest.fixture
+def link() -> Iterator[Link]:
+    """A network of two machines: this one, and a namespace."""
+    if os.geteuid() or not shutil.which("ip"):
+        pytest.skip("network namespaces need root and iproute2")
+    found = Link(f"lf{os.getpid()}")
+    yield found
+    found.remove()
+
+
+def test_a_network_that_fails_for_a_while_costs_no_trial(
+    search: Search, link: Link, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """F32: a driver whose cable to the database is out for twenty seconds goes on when it is back."""
+    if why := why_none():
+        pytest.skip(why)
+    monkeypatch.setenv("PGPASSWORD", PASSWORD)
+    with served(link.here) as server:
+        monkeypatch.setenv("LORAFRONT_DATABASE", server.url())
+        search.within = link.within
+        with search.start() as driver:
+            read_until(driver, "at 16 of 32 rows")
+            link.down()
+            time.sleep(20)
+            link.up()
+            output, _ = driver.communicate(timeout=SECONDS)
+        assert driver.returncode == 0, output
+        assert_whole(search)
 
 
 def test_drivers_killed_on_a_database_are_resumed(search: Search, postgres: Postgres) -> None:

@@ -101,6 +101,22 @@ def test_a_study_reads_as_one_in_a_file(postgres: Postgres, tmp_path: Path, monk
         assert trained(ledger) == 6
 
 
+def test_replicates_go_where_their_search_is(
+    postgres: Postgres, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the environment says by then."""
+    there = paths_of(tmp_path)
+    begun(there).close()
+    monkeypatch.delenv(VARIABLE)
+    here = paths_of(tmp_path, "here")
+    begun(here).close()
+    for original in (there, here):
+        monkeypatch.setenv(VARIABLE, "" if original is there else postgres.url())
+        own = paths_of(tmp_path, f"{original.name}-confirm")
+        StudyLedger(own.study_db, search_file(own.name, confirms=original.name), create=True).close()
+        assert bool(place_of(own.study_db).url) == bool(place_of(original.study_db).url)
+
+
 def test_searches_of_one_name_are_strangers(postgres: Postgres, tmp_path: Path) -> None:
     """Roots may have a search of the same name in one database."""
     one, other = paths_of(tmp_path / "one"), paths_of(tmp_path / "other")
