@@ -35,7 +35,7 @@ DEFAULTS = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_process_group_cleanup_enabled": "1",
     "RAY_DISABLE_FAILURE_SIGNAL_HANDLER": "1",  # Ray's own ends the process three seconds after a SIGTERM
-    # MLflow: a server that is away must not hold anybody up (RELIABILITY: one retry, five seconds).
+    # MLflow: a server that is away must not hold anybody up: one retry, five seconds.
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",

@@ -103,7 +103,7 @@ def import_results(file: Path, name: str, root: RootPaths, reading: Reading) -> 
     from lorafront.search.study import StudyLedger
 
     root.check_writable()
-    root.root.mkdir(parents=True, exist_ok=True)
+    root.make()
     with tempfile.TemporaryDirectory(dir=root.root, prefix=".importing-") as aside:
         unfinished = RootPaths(Path(aside)).search(name)
         unfinished.folder.mkdir(mode=0o700)

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,8 +86,12 @@ class RootPaths:
 
     def names(self) -> list[str]:
         """Searches under the root, oldest first."""
-        found = [file for kind in ("db", "json") for file in self.root.glob(f"*/study.{kind}")]
-        return [file.parent.name for file in sorted(found, key=lambda file: (file.stat().st_ctime, file.parent.name))]
+        found = [file.parent for kind in ("db", "json") for file in self.root.glob(f"*/study.{kind}")]
+        return [path.name for path in sorted(found, key=lambda path: (path.stat().st_ctime, path.name))]
+
+    def make(self) -> None:
+        """Make the folder where it is missing, for this user alone: there will be data of theirs in it."""
+        self.root.mkdir(parents=True, mode=0o700, exist_ok=True)
 
     def existing(self, name: str) -> SearchPaths:
         """A search that is there.
@@ -108,9 +113,14 @@ class RootPaths:
         """Write, sync and rename a file where the root is or will be, and leave nothing.
 
         Raises:
-            InvalidInput: that does not work.
+            InvalidInput: that does not work, or anybody may put files in the place of those of a search.
         """
         place = self.root.absolute()
+        if self.root.is_dir() and self.root.stat().st_mode & (stat.S_IWOTH | stat.S_ISVTX) == stat.S_IWOTH:
+            message = (
+                f"{place} can be written by every user of this machine: chmod o-w {place}, or choose another folder"
+            )
+            raise InvalidInput([Problem((), f"{message} folder with --root")])
         while not os.path.lexists(place) and place != place.parent:  # a link to nowhere is there, and is no folder
             place = place.parent
         try:

@@ -82,13 +82,14 @@ def answer(question: Question, gpus: tuple[Devices, ...], root: RootPaths) -> An
         NotTraced: the memory of this model cannot be predicted.
     """
     traced = root.traced.absolute()
+    root.make()
     if question.file is None:
         subject = of_model(
             question.model or "", batch=question.batch or BATCH, length=question.length,
             checkpointing=question.checkpointing, traced=traced,
         )  # fmt: skip
         return Answer(plan(subject, gpus))
-    traced.mkdir(parents=True, exist_ok=True)  # what the checks trace, the plan need not
+    traced.mkdir(exist_ok=True)  # what the checks trace, the plan need not
     prepared = check(read_search_file(question.file), root, question.file.absolute().parent, devices=[ANY], kind="cuda")
     subject = of_search(prepared, traced)
     broken = sum(bool(prepared.breaks(lora)) for lora in subject.configurations)

@@ -7,6 +7,7 @@ import lorafront.search.environment  # isort: skip  # noqa: F401  # before Ray
 import contextlib
 import logging
 import os
+import secrets
 import shutil
 import tempfile
 import threading
@@ -111,7 +112,8 @@ class RayCluster:
     def _live(self) -> None:
         import ray
 
-        with _workers_as_started(), _named(READY, self._started):
+        _with_a_token()
+        with _workers_as_started(), _on_loopback(), _named(READY, self._started):
             try:
                 _start(self._scratch / "ray", self._gpus, imports=self._imports)
             except BaseException as error:  # noqa: BLE001  # raised by whoever waits
@@ -135,6 +137,31 @@ def _start(folder: Path, gpus: int | None, *, imports: bool) -> None:
         _node_ip_address="127.0.0.1",
         _system_config={"preload_python_modules": [IMPORTS]} if imports else None,
     )
+
+
+def _with_a_token() -> None:
+    """Who has no token of this process cannot talk to its Ray.
+
+    Ray would make one by itself, in a file in the user's home that others can read (2.60).
+    """
+    if not any(name in os.environ for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_AUTH_MODE")):
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+
+
+@contextlib.contextmanager
+def _on_loopback() -> Iterator[None]:
+    """Ray listens where it is told to.
+
+    Told 127.0.0.1, it takes an address that other machines reach, and then listens on all (2.60).
+    """
+    from ray._private import services
+
+    before = services.resolve_ip_for_localhost
+    services.resolve_ip_for_localhost = lambda host: host
+    try:
+        yield
+    finally:
+        services.resolve_ip_for_localhost = before
 
 
 @contextlib.contextmanager

@@ -184,8 +184,10 @@ def claimed(paths: SearchPaths) -> Iterator[None]:
     """Own a new name while the block runs; where the block fails before there is a study, nothing is left behind."""
     refuse_existing(paths)
     new_root = not paths.folder.parent.exists()
-    RootPaths(paths.folder.parent).check_writable()
-    paths.folder.mkdir(parents=True, mode=0o700, exist_ok=True)
+    root = RootPaths(paths.folder.parent)
+    root.check_writable()
+    root.make()
+    paths.folder.mkdir(mode=0o700, exist_ok=True)
     with owned(paths):
         try:
             yield

@@ -28,6 +28,7 @@ from network_link import Link
 from postgres_server import PASSWORD, Postgres, served, why_none
 from support import TINY_LLAMA
 
+from lorafront.search.database import reading
 from lorafront.search.doctor_report import examined
 from lorafront.search.paths import RootPaths
 from lorafront.search.study_table import StudyTable, read_study
@@ -445,6 +446,28 @@ def test_drivers_killed_on_a_database_are_resumed(search: Search, postgres: Post
     postgres.start()
     search.resumed()
     assert_whole(search)
+
+
+def test_no_secret_of_the_environment_is_kept(
+    search: Search, postgres: Postgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Passwords and tokens that a driver was given stand in no file, no database row, no run and no line of output."""
+    secrets = {name: f"planted-{name}" for name in ("HF_TOKEN", "WANDB_API_KEY", "MLFLOW_TRACKING_PASSWORD")}
+    for name, value in secrets.items():
+        monkeypatch.setenv(name, value)
+    code, output = search.end()
+    assert code == 0, output
+    everything = [output, *(file.read_bytes().decode(errors="replace") for file in files_below(search.root))]
+    with reading(RootPaths(search.root).search("s").study_db) as read:
+        tables = ("study_user_attributes", "study_system_attributes", "trial_user_attributes", "trial_params")
+        everything += [str(read(f"SELECT * FROM {table}")) for table in tables]
+    assert any(str(search.table.trials[0].lora.rank) in text for text in everything)  # it looks where things are
+    for secret in (PASSWORD, *secrets.values()):
+        assert not any(secret in text for text in everything)
+
+
+def files_below(folder: Path) -> Iterator[Path]:
+    return (path for path in folder.rglob("*") if path.is_file() and path.name != "witness.jsonl")
 
 
 def test_runs_that_a_server_missed_are_written_when_it_returns(search: Search) -> None:

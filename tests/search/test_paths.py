@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 import time
 from pathlib import Path
 
@@ -128,6 +129,24 @@ def test_a_root_that_can_be_written_leaves_no_trace(tmp_path, below):
     """The check of a root that is, or can be made, leaves nothing behind and makes nothing."""
     RootPaths(tmp_path / below).check_writable()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_root_is_made_for_its_user_alone(tmp_path):
+    """Others can neither list nor enter it; one that is there stays as it is."""
+    RootPaths(tmp_path / "deep" / "root").make()
+    assert stat.S_IMODE((tmp_path / "deep" / "root").stat().st_mode) == 0o700
+    (tmp_path / "shared").mkdir(mode=0o755)
+    RootPaths(tmp_path / "shared").make()
+    assert stat.S_IMODE((tmp_path / "shared").stat().st_mode) == 0o755
+
+
+def test_a_root_that_everybody_may_write_is_refused(tmp_path):
+    """Somebody else could put a folder in the place of a search's; one like /tmp, where nobody can, is taken."""
+    tmp_path.chmod(0o777)
+    with pytest.raises(InvalidInput, match="chmod o-w"):
+        RootPaths(tmp_path).check_writable()
+    tmp_path.chmod(0o1777)
+    RootPaths(tmp_path).check_writable()
 
 
 def test_a_root_that_is_a_file_is_refused(tmp_path):

@@ -1,7 +1,4 @@
-"""The search file: the file of the issue parses, and everything that is wrong is said at once, with its place.
-
-Numbers in the tables are rows of 'Bad input' in shared/RELIABILITY.md.
-"""
+"""The search file: the file of the issue parses, and everything that is wrong is said at once, with its place."""
 
 from __future__ import annotations
 
