@@ -95,7 +95,7 @@ def has_study(study_db: Path) -> bool:
 
 
 def new_place(study_db: Path, beside: Path | None = None) -> StudyPlace:
-    """Where a new study goes, which the folder says from now on.
+    """Where a new study goes.
 
     Args:
         study_db: of the search.
@@ -105,9 +105,13 @@ def new_place(study_db: Path, beside: Path | None = None) -> StudyPlace:
     if not url:
         return StudyPlace(study_db)
     name = f"{study_db.parent.name}-{uuid.uuid4().hex[:12]}"  # searches under other roots may be called the same
-    place = StudyPlace(study_db, url, name)
-    write_json(_named_by(study_db), {"database": place.url, "study": place.study})
-    return place
+    return StudyPlace(study_db, url, name)
+
+
+def keep_place(place: StudyPlace) -> None:
+    """Let the folder say where its study is. Once that is set up, so that it never names one that is not."""
+    if place.url:
+        write_json(_named_by(place.file), {"database": place.url, "study": place.study})
 
 
 def database_url() -> str:

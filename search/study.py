@@ -24,7 +24,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from lorafront.search import study_table
 from lorafront.search.budget import Spent
-from lorafront.search.database import STUDY, new_place, place_of
+from lorafront.search.database import STUDY, StudyPlace, keep_place, new_place, place_of
 from lorafront.search.sampler_view import SamplerView
 from lorafront.search.search_end import SearchEnd
 from lorafront.search.search_file import Budget, SearchFile
@@ -86,12 +86,16 @@ class StudyLedger:
         self._canonical = canonical
         self._breaks = breaks
         try:
-            name, self.storage = _storage(path, search.confirms, create=create)
+            place = _place(path, search.confirms, create=create)
+            self.storage: BaseStorage = _storage(place)
+            name = place.study if place else STUDY
             directions = [objective.direction for objective in search.objective_list]
             if create:
                 self.study = optuna.create_study(storage=self.storage, study_name=name, directions=directions)
                 self.study.set_user_attr(study_table.UID, uuid.uuid4().hex)
                 self.study.set_user_attr(study_table.SEARCH, search.model_dump(mode="json"))
+                if place:
+                    keep_place(place)
             else:
                 self.study = optuna.load_study(storage=self.storage, study_name=name)
         except SearchOwned:
@@ -480,10 +484,15 @@ class StudyLedger:
         self.view.set(number, key, value)
 
 
-def _storage(path: Path | None, confirms: str | None, *, create: bool) -> tuple[str, BaseStorage]:
-    """(name of the study, where it is)."""
+def _place(path: Path | None, confirms: str | None, *, create: bool) -> StudyPlace | None:
+    """Where the study is, or goes: that of replicates to the one whose they are. None: it stays in memory."""
     if path is None:
-        return STUDY, InMemoryStorage()
+        return None
     original = path.parent.parent / confirms / path.name if confirms else None
-    place = new_place(path, original) if create else place_of(path)
-    return place.study, PostgresStorage(place) if place.url else sqlite_storage(path)
+    return new_place(path, original) if create else place_of(path)
+
+
+def _storage(place: StudyPlace | None) -> BaseStorage:
+    if place is None:
+        return InMemoryStorage()
+    return PostgresStorage(place) if place.url else sqlite_storage(place.file)
