@@ -37,8 +37,8 @@ start)
         --auth-local peer --auth-host scram-sha-256 >/dev/null
     echo "host all all samenet scram-sha-256" | as_owner tee -a "$folder/data/pg_hba.conf" >/dev/null
     start
-    as_owner env STUDIES_PASSWORD="$STUDIES_PASSWORD" RUNS_PASSWORD="$RUNS_PASSWORD" \
-        "$bin/psql" --quiet --no-psqlrc --host "$folder" --port "$port" --dbname postgres <"$here/databases.sql"
+    export STUDIES_PASSWORD RUNS_PASSWORD
+    as_owner "$bin/psql" --quiet --no-psqlrc --host "$folder" --port "$port" --dbname postgres <"$here/databases.sql"
     ;;
 stop) as_owner "$bin/pg_ctl" stop --silent --wait --mode fast --pgdata "$folder/data" ;;
 crash) as_owner "$bin/pg_ctl" stop --silent --wait --mode immediate --pgdata "$folder/data" ;;

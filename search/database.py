@@ -10,6 +10,7 @@ import json
 import math
 import os
 import sqlite3
+import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
-from lorafront.spaces.errors import InvalidInput, SearchOwned, StateUnreadable
+from lorafront.spaces.errors import InvalidInput, StateUnreadable
 from lorafront.trainables.checkpoint import write_json
 
 VARIABLE = "LORAFRONT_DATABASE"
@@ -27,24 +28,17 @@ STUDY = "search"  # the one study of a SQLite file
 SCHEMES = ("postgresql", "postgres")
 READ_PATIENCE = 15.0  # seconds: as long as a restart of the server takes
 POLL = 0.25  # seconds between two tries
-TAKEOVER_SECONDS = 5.0  # until a server has ended a connection that was lost
-CONNECTION: dict[str, Any] = {  # a network that is gone is noticed within half a minute
+CONNECTION: dict[str, Any] = {  # a network that is gone is noticed within half a minute, on both sides
     "application_name": "lorafront",
     "connect_timeout": 5,
     "keepalives_idle": 10,
     "keepalives_interval": 5,
     "keepalives_count": 3,
     "tcp_user_timeout": 25_000,
-    "options": "-c statement_timeout=60s -c idle_in_transaction_session_timeout=60s -c timezone=UTC",
+    "options": "-c statement_timeout=60s -c idle_in_transaction_session_timeout=60s -c timezone=UTC "
+    "-c tcp_keepalives_idle=10 -c tcp_keepalives_interval=5 -c tcp_keepalives_count=3 -c tcp_user_timeout=25000",
 }
 _away: dict[str, float] = {}  # when patience with a database ended, so that twenty searches in it are not waited for
-
-TAKE = "SELECT pg_try_advisory_lock(hashtextextended(%s, 0))"
-HELD = """SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND objsubid = 1 AND granted
-    AND ((classid::bigint << 32) | objid::bigint) = hashtextextended(%s, 0)"""
-END_BACKEND = "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory' AND pid = %s"
-EPOCH_OF = """SELECT value_json FROM study_user_attributes JOIN studies USING (study_id)
-    WHERE study_name = %s AND key = 'epoch'"""
 
 Read = Callable[[str], list[tuple[Any, ...]]]
 
@@ -125,14 +119,14 @@ def database_url() -> str:
         return ""
     try:
         parts = urlsplit(url)
-        secret = parts.password or dict(parse_qsl(parts.query)).get("password")
+        secret = parts.password or {name for name, _ in parse_qsl(parts.query)} & {"password", "sslpassword"}
     except ValueError as error:
         raise InvalidInput(f"{VARIABLE} is no URL: {error}") from None
     if secret:
         raise InvalidInput(
             f"{VARIABLE} has a password in it; give that as PGPASSWORD or in a file that PGPASSFILE names"
         )
-    if parts.scheme not in SCHEMES or not parts.path.strip("/"):
+    if parts.scheme not in SCHEMES or not parts.path.strip("/") or not parts.hostname:  # other machines read it too
         raise InvalidInput(f"{VARIABLE} must be postgresql://USER@HOST/DATABASE")
     return url
 
@@ -151,7 +145,7 @@ def check_database() -> None:
         with closing(connected(url, 0)) as database:
             user, schema, may = database.execute(query).fetchone() or ("", "", False)
     except postgres_error() as error:
-        raise InvalidInput(f"database {url} cannot be reached: {_line(error)}") from error
+        raise InvalidInput(f"database {url} cannot be reached: {one_line(error)}") from error
     if not may:
         raise InvalidInput(
             f"role {user} may not create tables in schema {schema} of {url}; "
@@ -161,7 +155,7 @@ def check_database() -> None:
 
 @contextmanager
 def reading(study_db: Path) -> Iterator[Read]:
-    """Ask in SQL what is stored, as it was at one moment; in a query, `{study}` stands for the id of the study.
+    """Ask in SQL what is stored, in PostgreSQL as it was at one moment; in a query, `{study}` is the id of the study.
 
     Raises:
         StateUnreadable: there is no such study, or it cannot be read.
@@ -173,12 +167,10 @@ def reading(study_db: Path) -> Iterator[Read]:
             query = "SELECT study_id FROM studies WHERE study_name = ?"
             found = database.execute(query.replace("?", "%s") if place.url else query, (place.study,)).fetchone()
             if found is None:
-                raise StateUnreadable(
-                    f"{place} holds no search: its driver ended before it was set up; delete {study_db.parent}"
-                )
+                raise StateUnreadable(f"there is no {place}: is it another server, or one that was restored?")
             yield lambda query: database.execute(query.format(study=int(found[0]))).fetchall()
     except errors as error:
-        raise StateUnreadable(f"{place} cannot be read: {_line(error)}") from error
+        raise StateUnreadable(f"{place} cannot be read: {one_line(error)}") from error
 
 
 def _opened(place: StudyPlace) -> Any:
@@ -224,77 +216,12 @@ def connected(url: str, patience: float) -> Any:
             time.sleep(POLL)
 
 
-class StudyLock:
-    """One driver of a study in PostgreSQL: a lock that the server releases when its holder dies.
-
-    Whoever loses the connection gets the lock again, or hears that somebody else has it: then nothing more is written.
-
-    Attributes:
-        epoch: what is stored while no other driver has begun; None before this one has.
-    """
-
-    def __init__(self, place: StudyPlace) -> None:
-        """Take it.
-
-        Raises:
-            SearchOwned: another driver is alive.
-        """
-        self._place = place
-        self._backend = 0  # process on the server that holds it
-        self.epoch: int | None = None
-        self._database: Any = None
-        self._take(READ_PATIENCE)
-
-    def hold(self) -> None:
-        """Make sure that it is held.
-
-        Raises:
-            SearchOwned: another driver has taken over.
-            psycopg.OperationalError: the server is away.
-        """
-        error = postgres_error()
-        try:
-            self._database.execute("SELECT 1")
-        except error:
-            self.release()
-            self._take(0)
-
-    def release(self) -> None:
-        """Give it back."""
-        self._database.close()
-
-    def _take(self, patience: float) -> None:
-        self._database = connected(self._place.url, patience)
-        self._database.autocommit = True
-        if self._backend:  # a server that has not noticed that the connection is lost would hold it for ever
-            self._ask(END_BACKEND, self._backend)
-        end = time.monotonic() + TAKEOVER_SECONDS
-        while not self._ask(TAKE, self._place.study):
-            if not self._backend or time.monotonic() > end:
-                self.release()
-                raise SearchOwned(f"{self._place} is being written by another driver")
-            time.sleep(POLL)
-        self._backend = self._ask("SELECT pg_backend_pid()")
-        if self.epoch is not None and int(self._ask(EPOCH_OF, self._place.study) or 0) != self.epoch:
-            self.release()
-            raise SearchOwned(f"{self._place} was taken over by another driver")
-
-    def _ask(self, query: str, *values: Any) -> Any:
-        row = self._database.execute(query, values).fetchone()
-        return row[0] if row else None
+def is_lost(error: BaseException | None) -> bool:
+    """Whether a connection to PostgreSQL was refused or broke, which another one may mend."""
+    psycopg = sys.modules.get("psycopg")
+    return psycopg is not None and isinstance(error, (psycopg.OperationalError, psycopg.InterfaceError))
 
 
-def is_written(study_db: Path) -> bool:
-    """Whether a driver somewhere holds the lock of a study in PostgreSQL; False of a file, and while nobody knows."""
-    place = place_of(study_db)
-    if not place.url:
-        return False
-    try:
-        with closing(connected(place.url, 0)) as database:
-            return bool(database.execute(HELD, (place.study,)).fetchone()[0])
-    except postgres_error():
-        return False
-
-
-def _line(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
+    """What a server said."""
     return " ".join(str(error).split())

@@ -72,13 +72,13 @@ def _study(name: str, table: StudyTable) -> Iterator[Finding]:
         if ended and trial.outcome is None:
             yield Finding(
                 f"trial {trial.number} is {trial.state} and nothing says how it ended",
-                "something else than lorafront wrote to study.db; restore it from a copy",
+                "something else than lorafront wrote to the study; restore it from a copy",
                 damage=True,
             )
         elif trial.outcome is not None and STATES.get(trial.outcome, "FAIL") != trial.state:
             yield Finding(
                 f"trial {trial.number} ended as {trial.outcome.stored} and is {trial.state}",
-                "something else than lorafront wrote to study.db; restore it from a copy",
+                "something else than lorafront wrote to the study; restore it from a copy",
                 damage=True,
             )
         if trial.outcome is not None and trial.outcome.counts:
@@ -100,7 +100,7 @@ def _values(trial: TrialRecord, stored: Mapping[int, float], names: list[str]) -
             yield Finding(
                 f"trial {trial.number}: {name} is {stored.get(index)} for the sampler and "
                 f"{trial.reported.get(name)} in its report",
-                "something else than lorafront wrote to study.db; restore it from a copy",
+                "something else than lorafront wrote to the study; restore it from a copy",
                 damage=True,
             )
 

@@ -1,17 +1,18 @@
 """One driver per search: a lock file that the kernel releases when the driver dies, however it dies.
 
-Where machines share a search through PostgreSQL, its driver holds a lock there too (search/database.py).
+Where machines share a search through PostgreSQL, its driver holds a lock there too (search/study_lock.py).
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from filelock import FileLock, Timeout
 
-from lorafront.search.database import is_written
 from lorafront.search.paths import SearchPaths
+from lorafront.search.study_lock import is_written, locked
 from lorafront.spaces.errors import SearchOwned
 
 PROBE_SECONDS = 0.5  # `is_driven` holds the lock for a moment; a driver that starts just then waits so long
@@ -23,6 +24,7 @@ def owned(paths: SearchPaths) -> Iterator[None]:
 
     Raises:
         SearchOwned: another driver is alive.
+        StateUnreadable: its study is in a database that cannot be reached.
     """
     lock = FileLock(paths.driver_lock, timeout=PROBE_SECONDS)
     taken = SearchOwned(f"search {paths.name!r} is being run by another process; see `lorafront status {paths.name}`")
@@ -31,9 +33,12 @@ def owned(paths: SearchPaths) -> Iterator[None]:
     except Timeout as error:
         raise taken from error
     try:
-        if is_written(paths.study_db):
-            raise taken
-        yield
+        with contextlib.ExitStack() as stack:
+            try:
+                stack.enter_context(locked(paths.study_db))
+            except SearchOwned as error:
+                raise taken from error
+            yield
     finally:
         lock.release()
 

@@ -8,6 +8,7 @@ before it is told, so a driver that dies in between leaves a trial that the next
 
 from __future__ import annotations
 
+import json
 import math
 import random
 import sqlite3
@@ -29,6 +30,7 @@ from lorafront.search.sampler_view import SamplerView
 from lorafront.search.search_end import SearchEnd
 from lorafront.search.search_file import Budget, SearchFile
 from lorafront.search.start_points import BASELINE, Start
+from lorafront.search.study_lock import DRIVER
 from lorafront.search.study_storage import PostgresStorage, sqlite_storage
 from lorafront.search.warm_start import Observation, value_of
 from lorafront.spaces.errors import SearchOwned, StateUnreadable
@@ -85,8 +87,8 @@ class StudyLedger:
         self.search = search
         self._canonical = canonical
         self._breaks = breaks
+        place = _place(path, search.confirms, create=create)
         try:
-            place = _place(path, search.confirms, create=create)
             self.storage: BaseStorage = _storage(place)
             name = place.study if place else STUDY
             directions = [objective.direction for objective in search.objective_list]
@@ -98,10 +100,12 @@ class StudyLedger:
                     keep_place(place)
             else:
                 self.study = optuna.load_study(storage=self.storage, study_name=name)
-        except SearchOwned:
+        except (SearchOwned, StateUnreadable):
             raise
         except (sqlite3.DatabaseError, SQLAlchemyError, optuna.exceptions.OptunaError, KeyError, RuntimeError) as error:
-            raise StateUnreadable(f"{path} cannot be opened as a study: {error}") from error
+            raise StateUnreadable(f"{place or path} cannot be opened as a study: {error}") from error
+        if isinstance(self.storage, PostgresStorage):
+            self._begin_to_drive(self.storage)
         self.study_id = self.storage.get_study_id_from_name(name)
         trials = self.study.get_trials(deepcopy=False)
         self.view = SamplerView(search, trials)
@@ -119,6 +123,12 @@ class StudyLedger:
         for trial in trials:
             self._remember(trial)
         self._take_up_starts()
+
+    def _begin_to_drive(self, storage: PostgresStorage) -> None:
+        """Before anything is read that another driver could change: who comes after it is noticed by this."""
+        driver = uuid.uuid4().hex
+        self.study.set_user_attr(DRIVER, driver)
+        storage.lock.driver = json.dumps(driver)
 
     def _remember(self, trial: FrozenTrial) -> None:
         attributes = trial.user_attrs
@@ -146,8 +156,6 @@ class StudyLedger:
         """Count one more driver; its number fences what older ones left behind."""
         self.epoch += 1
         self.study.set_user_attr(study_table.EPOCH, self.epoch)
-        if isinstance(self.storage, PostgresStorage):
-            self.storage.lock.epoch = self.epoch
         return self.epoch
 
     def note(self, notes: tuple[str, ...]) -> None:
@@ -304,7 +312,7 @@ class StudyLedger:
             self.storage.remove_session()
             self.storage.engine.dispose()
         if isinstance(self.storage, PostgresStorage):
-            self.storage.lock.release()
+            self.storage.give_back()
 
     def ask(self) -> tuple[int, LoraConfiguration] | None:
         """A new configuration that no trial has and that is not known to break a limit.

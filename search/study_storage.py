@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
 import time
 import uuid
@@ -12,11 +13,13 @@ from typing import Any
 
 from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 from optuna.storages import RDBStorage
+from optuna.storages._rdb import models
 from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, SQLAlchemyError
 
-from lorafront.search.database import CONNECTION, StudyLock, StudyPlace, postgres_error
-from lorafront.spaces.errors import SearchOwned
+from lorafront.search.database import CONNECTION, StudyPlace, is_lost, one_line, postgres_error
+from lorafront.search.study_lock import lock_of
+from lorafront.spaces.errors import SearchOwned, StateUnreadable
 
 PATIENCE = 60.0  # seconds that a server may be away
 LONGEST = 2.0  # seconds between two tries
@@ -57,11 +60,30 @@ class PostgresStorage(RDBStorage):
 
         Raises:
             SearchOwned: another driver is alive.
-            psycopg.OperationalError: the server cannot be reached.
+            StateUnreadable: the server cannot be reached, or refuses.
         """
-        self.lock = StudyLock(place)
+        self._away = False  # patience has ended, and it has not answered since
+        try:
+            self.lock, self._own = lock_of(place)
+        except postgres_error() as error:
+            raise StateUnreadable(f"{place} cannot be reached: {one_line(error)}") from error
         address = f"postgresql+psycopg://{place.url.split('://', 1)[1]}"
-        super().__init__(address, engine_kwargs={"pool_pre_ping": True, "connect_args": CONNECTION})
+        engine = {"pool_pre_ping": True, "connect_args": CONNECTION}
+
+        def set_up() -> None:
+            with self.lock.alone():
+                super(PostgresStorage, self).__init__(address, engine_kwargs=engine)
+
+        try:
+            self.patiently(set_up)
+        except (StorageInternalError, SQLAlchemyError, RuntimeError) as error:
+            self.give_back()
+            raise StateUnreadable(f"{place} cannot be opened as a study: {one_line(_cause(error))}") from error
+
+    def give_back(self) -> None:
+        """The lock, where it was taken for this."""
+        if self._own:
+            self.lock.release()
 
     def patiently(self, work: Callable[[], Any]) -> Any:
         """Do that under the lock, again and again while the server is away.
@@ -69,19 +91,23 @@ class PostgresStorage(RDBStorage):
         Raises:
             StorageInternalError: the server stays away, or another driver has taken over.
         """
-        end, pause = time.monotonic() + PATIENCE, 0.1
+        end, pause = time.monotonic() + (0 if self._away else PATIENCE), 0.1
         while True:
             try:
                 self.lock.hold()
-                return work()
+                done = work()
             except SearchOwned as error:
                 raise StorageInternalError(str(error)) from error
             except (StorageInternalError, DBAPIError, postgres_error()) as error:
                 if not _is_away(error):
                     raise
                 if time.monotonic() > end:
-                    said = " ".join(str(_cause(error)).split())
+                    self._away = True  # the next one does not wait as long again
+                    said = one_line(_cause(error))
                     raise StorageInternalError(f"the database was away for {PATIENCE:.0f} seconds ({said})") from error
+            else:
+                self._away = False
+                return done
             time.sleep(pause)
             pause = min(LONGEST, 2 * pause)
 
@@ -101,20 +127,25 @@ class PostgresStorage(RDBStorage):
         """As Optuna's; a trial whose creation was not acknowledged is found, and not made twice."""
         if template_trial is None:
             raise ValueError("a trial without a configuration")
-        token = uuid.uuid4().hex
-        template_trial.set_user_attr(TOKEN, token)
-
-        def create() -> int:
-            if tries:
-                for trial in super(PostgresStorage, self).get_all_trials(study_id, deepcopy=False):
-                    if trial.user_attrs.get(TOKEN) == token:
-                        return trial._trial_id  # noqa: SLF001  # Optuna has no public name for it
-            tries.append(1)
-            return super(PostgresStorage, self).create_new_trial(study_id, template_trial)
-
-        tries: list[int] = []
-        found: int = self.patiently(create)
+        template_trial.set_user_attr(TOKEN, uuid.uuid4().hex)
+        self._again = False
+        found: int = self.patiently(partial(super().create_new_trial, study_id, template_trial))
         return found
+
+    def _get_prepared_new_trial(self, study_id: int, template_trial: FrozenTrial | None, session: Any) -> Any:
+        """Optuna's step of `create_new_trial` that holds the row of the study; it tries five times by itself."""
+        if self._again and template_trial is not None:
+            self.lock.hold()
+            attribute = models.TrialUserAttributeModel
+            there = session.query(models.TrialModel).join(attribute).filter(
+                models.TrialModel.study_id == study_id,
+                attribute.key == TOKEN,
+                attribute.value_json == json.dumps(template_trial.user_attrs[TOKEN]),
+            )  # fmt: skip
+            if (found := there.one_or_none()) is not None:
+                return found
+        self._again = True
+        return super()._get_prepared_new_trial(study_id, template_trial, session)
 
     def set_trial_state_values(self, trial_id: int, state: TrialState, values: Sequence[float] | None = None) -> bool:
         """As Optuna's; what was told and not acknowledged is told."""
@@ -140,8 +171,6 @@ def _cause(error: BaseException) -> BaseException:
 
 def _is_away(error: BaseException) -> bool:
     """A connection that was lost or refused, which another one may mend."""
-    import psycopg
-
     cause = _cause(error)
-    away = (OperationalError, InterfaceError, psycopg.OperationalError, psycopg.InterfaceError)
-    return isinstance(cause, away) or bool(isinstance(cause, DBAPIError) and cause.connection_invalidated)
+    away = isinstance(cause, (OperationalError, InterfaceError))
+    return is_lost(cause) or away or bool(isinstance(cause, DBAPIError) and cause.connection_invalidated)

@@ -16,7 +16,7 @@ from typing import Any
 from pydantic_core import from_json
 
 from lorafront.search.budget import Spent, limit_reached
-from lorafront.search.database import Read, reading
+from lorafront.search.database import Read, is_lost, place_of, reading
 from lorafront.search.search_end import SearchEnd
 from lorafront.search.search_file import SearchFile
 from lorafront.search.start_points import Start
@@ -186,16 +186,25 @@ def read_study(path: Path) -> StudyTable:
         StateUnreadable: it is no study, or is damaged.
     """
     try:
+        return _read(path)
+    except StateUnreadable as error:
+        if not is_lost(error.__cause__):
+            raise
+        return _read(path)  # a connection that broke: another one waits for the server
+
+
+def _read(path: Path) -> StudyTable:
+    try:
         with reading(path) as read:
             attributes = dict(read("SELECT key, value_json FROM study_user_attributes WHERE study_id = {study}"))
             if SEARCH not in attributes:
                 raise StateUnreadable(
-                    f"{path} holds no search: its driver ended before it was set up; delete {path.parent}"
+                    f"{place_of(path)} holds no search: its driver ended before it was set up; delete {path.parent}"
                 )
             search = SearchFile.model_validate(json.loads(attributes[SEARCH]))
             found = tuple(_trials(read, _standalone(attributes)))
     except (ValueError, KeyError) as error:
-        raise StateUnreadable(f"{path} cannot be read: {error}") from error
+        raise StateUnreadable(f"{place_of(path)} cannot be read: {error}") from error
     references = {
         key.removeprefix(REFERENCE): json.loads(value)
         for key, value in sorted(attributes.items())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from typing import Any
@@ -13,16 +13,16 @@ from typing import Any
 import psycopg
 import pytest
 from optuna.exceptions import StorageInternalError
-from optuna.storages import RDBStorage
 from postgres_server import CONNECTIONS, PASSWORD, Postgres
 from sqlalchemy.exc import OperationalError
+from sqlalchemy.orm import Session
 
+from lorafront.search import study_lock
 from lorafront.search.database import VARIABLE, check_database, connected, place_of, reading
 from lorafront.search.ownership import is_driven, owned
 from lorafront.search.paths import RootPaths, SearchPaths
 from lorafront.search.search_file import SearchFile, parse_search
 from lorafront.search.study import StudyLedger
-from lorafront.search.study_storage import PostgresStorage
 from lorafront.search.study_table import StudyTable, read_study
 from lorafront.spaces.errors import InvalidInput, SearchOwned, StateUnreadable
 from lorafront.spaces.lora import LoraConfiguration
@@ -158,35 +158,27 @@ def test_a_server_that_restarts_is_waited_for(postgres: Postgres, tmp_path: Path
     assert told(read_study(paths.study_db)) == before
 
 
-@pytest.mark.parametrize("method", ["create_new_trial", "set_trial_state_values", "set_trial_user_attr"])
+@pytest.mark.parametrize("nth", range(1, 15))
 def test_what_was_not_acknowledged_is_done_once(
-    postgres: Postgres, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
+    postgres: Postgres, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nth: int
 ) -> None:
-    """F3: a connection that breaks after the commit costs neither a second trial nor a second result."""
+    """F3: a connection that breaks right after any one commit costs neither a second trial nor a second result."""
     paths = paths_of(tmp_path)
-    real: Callable[..., Any] = getattr(RDBStorage, method)
-    lost = []
+    real, commits = Session.commit, []
 
-    def committed_and_lost(self: RDBStorage, *args: Any, **kwargs: Any) -> Any:
-        found = real(self, *args, **kwargs)
-        if not lost:
-            lost.append(1)
-            raise StorageInternalError("lost") from OperationalError("", None, Exception("connection lost"))
-        return found
+    def committed_and_lost(session: Session) -> None:
+        real(session)
+        commits.append(1)
+        if len(commits) == nth:
+            raise OperationalError("", None, Exception("the connection was lost"))
 
     with closing(begun(paths)) as ledger:
-        monkeypatch.setattr(RDBStorage, method, committed_and_lost)
-        if method == "set_trial_user_attr":  # which the storage took up as it was made
-            waits = PostgresStorage.patiently
-            monkeypatch.setattr(
-                PostgresStorage,
-                method,
-                lambda self, *args: waits(self, lambda: committed_and_lost(self, *args)),
-            )
+        monkeypatch.setattr(Session, "commit", committed_and_lost)
         assert [trained(ledger), trained(ledger)] == [0, 1]
-        assert lost
+        assert len(commits) >= nth
     table = read_study(paths.study_db)
     assert [(trial.number, trial.state) for trial in table.trials] == [(0, "COMPLETE"), (1, "COMPLETE")]
+    assert len(values(paths)) == 2 * len(table.search.objective_list)
 
 
 def test_who_was_taken_over_writes_nothing_more(postgres: Postgres, tmp_path: Path) -> None:
@@ -203,6 +195,43 @@ def test_who_was_taken_over_writes_nothing_more(postgres: Postgres, tmp_path: Pa
         with pytest.raises(StorageInternalError, match="taken over"):  # also when that one has ended
             asked(first)
     assert len(read_study(paths.study_db).trials) == 2
+
+
+def test_who_was_replaced_before_it_had_begun_writes_nothing(postgres: Postgres, tmp_path: Path) -> None:
+    """The fence is there from the moment at which a study is opened, whether or not the driver begins an epoch."""
+    paths = paths_of(tmp_path)
+    with closing(StudyLedger(paths.study_db, search_file(), create=True)) as first:
+        cut_off(postgres)
+        StudyLedger(paths.study_db, search_file(), create=False).close()
+        with pytest.raises(StorageInternalError, match="taken over"):
+            first.begin_epoch()
+
+
+def test_first_searches_of_a_database_do_not_collide(postgres: Postgres, tmp_path: Path) -> None:
+    """Four that open an empty database at once all find, or make, its tables."""
+    with closing(connected(postgres.url(), 0)) as database:
+        database.autocommit = True
+        database.execute("DROP SCHEMA public CASCADE")
+        database.execute("CREATE SCHEMA public")
+    names = ["a", "b", "c", "d"]
+    with ThreadPoolExecutor(len(names)) as pool:
+        ledgers = [*pool.map(begun, [paths_of(tmp_path, name) for name in names])]
+    for ledger in ledgers:
+        ledger.close()
+    assert sorted(RootPaths(tmp_path).names()) == names
+
+
+def test_a_study_whose_server_is_away_cannot_be_owned(
+    postgres: Postgres, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody knows whether it has a driver, so nothing of it is touched."""
+    paths = paths_of(tmp_path)
+    begun(paths).close()
+    place = paths.folder / "study.json"
+    place.write_text(place.read_text().replace(f":{postgres.port}/", ":1/"))
+    monkeypatch.setattr(study_lock, "READ_PATIENCE", 0.5)
+    with pytest.raises(StateUnreadable, match="cannot be reached"), owned(paths):
+        pass
 
 
 def test_who_was_cut_off_and_not_replaced_goes_on(postgres: Postgres, tmp_path: Path) -> None:
@@ -244,6 +273,8 @@ def test_a_full_server_is_waited_for(postgres: Postgres, tmp_path: Path) -> None
         ("postgresql://lorafront@db/lorafront?password=hunter2", "PGPASSWORD"),
         ("mysql://lorafront@db/lorafront", "must be postgresql://"),
         ("postgresql://lorafront@db", "must be postgresql://"),
+        ("postgresql:///lorafront", "must be postgresql://"),
+        ("postgresql://lorafront@db/lorafront?sslpassword=hunter2", "PGPASSWORD"),
         ("lorafront", "must be postgresql://"),
         ("postgresql://lorafront@[db/lorafront", "no URL"),
         ("postgresql://lorafront@127.0.0.1:1/lorafront", "cannot be reached"),
@@ -263,10 +294,10 @@ def test_a_role_without_rights_is_told_what_it_lacks(postgres: Postgres) -> None
     check_database()
     with closing(connected(postgres.url(), 0)) as database:
         database.autocommit = True
-        database.execute("REVOKE CREATE ON SCHEMA public FROM pg_database_owner")
+        database.execute("REVOKE CREATE ON SCHEMA public FROM current_user, pg_database_owner")
         with pytest.raises(InvalidInput, match=r"lorafront may not create tables in schema public .*GRANT CREATE"):
             check_database()
-        database.execute("GRANT CREATE ON SCHEMA public TO pg_database_owner")
+        database.execute("GRANT CREATE ON SCHEMA public TO current_user")
     check_database()
 
 
@@ -276,7 +307,7 @@ def test_a_study_that_is_not_there_is_no_search(postgres: Postgres, tmp_path: Pa
     begun(paths).close()
     place = paths.folder / "study.json"
     place.write_text(place.read_text().replace(place_of(paths.study_db).study, "gone"))
-    with pytest.raises(StateUnreadable, match="holds no search"):
+    with pytest.raises(StateUnreadable, match=r"there is no study gone .*another server"):
         read_study(paths.study_db)
     place.write_text("{")
     with pytest.raises(StateUnreadable, match=r"study\.json cannot be read"):
