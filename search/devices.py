@@ -13,6 +13,7 @@ import psutil
 import torch
 
 from lorafront.search.gpu_memory import CONTEXT
+from lorafront.search.nodes import Node, devices_of, least_memory, room
 from lorafront.search.placement import MACHINE, WHOLE, WORKER, Devices, Placement
 from lorafront.spaces.sizes import GIB, parse_size
 
@@ -25,30 +26,50 @@ LARGE = 1 / 8  # of a machine's memory that weights in all workers may take befo
 CGROUP = Path("/sys/fs/cgroup")  # of this container
 
 
-def placement(search: SearchFile, facts: ModelFacts, pretended: Sequence[Devices] = ()) -> Placement:
+def placement(
+    search: SearchFile, facts: ModelFacts, pretended: Sequence[Devices] = (), nodes: Sequence[Node] = ()
+) -> Placement:
     """Seats on what there is.
 
     Args:
         search: its resources, and objectives that need a device alone.
         facts: of the model.
         pretended: takes the place of what there is.
+        nodes: of the cluster that trials run on; none is this machine.
     """
     resources = search.resources
     alone = WHOLE if any(objective.alone for objective in search.objective_list) else None
     fixed = alone if resources.gpus_per_trial == "auto" else int(resources.gpus_per_trial * WHOLE)
-    workers = max(1, cores() // resources.cpus_per_trial)
-    workers = min(workers, resources.max_concurrent or workers)
-    if pretended:
-        return Placement(pretended, fixed, workers)
-    if torch.cuda.is_available():
-        return Placement([_gpus()], fixed, workers)
-    memory = free_memory()
+    found = pretended or (devices_of(nodes) if nodes else [_gpus()] if torch.cuda.is_available() else [])
+    most = most_workers(search, nodes, gpus=bool(found))
+    if found:
+        return Placement(found, fixed, most)
+    memory = least_memory(nodes) if nodes else free_memory()
     if resources.memory_per_worker is not None:
         size = parse_size(resources.memory_per_worker)
-        return Placement([Devices(WORKER, size, max(1, min(workers, memory // size)), LIBRARIES)], WHOLE)
-    if facts.parameters * torch.float32.itemsize * workers > memory * LARGE:
-        return Placement([Devices(MACHINE, memory, 1, LIBRARIES)], alone, workers)
+        return Placement([Devices(WORKER, size, max(1, min(most, memory // size)), LIBRARIES)], WHOLE)
+    if facts.parameters * torch.float32.itemsize * most > memory * LARGE:
+        return Placement([Devices(MACHINE, memory, 1, LIBRARIES)], alone, most)
     return Placement()  # all that fits at once is far less than there is
+
+
+def most_workers(search: SearchFile, nodes: Sequence[Node], *, gpus: bool) -> int:
+    """Workers at once that there are cores for.
+
+    Args:
+        search: its resources.
+        nodes: of the cluster that trials run on; none is this machine.
+        gpus: each needs one.
+    """
+    each, most = search.resources.cpus_per_trial, search.resources.max_concurrent
+    workers = max(1, room(nodes, each, gpus=gpus) if nodes else cores() // each)
+    return min(workers, most or workers)
+
+
+def workers(search: SearchFile, seats: Placement, nodes: Sequence[Node]) -> int:
+    """Workers at once that there are cores and seats for."""
+    for_cores = most_workers(search, nodes, gpus=any(one.are_gpus for one in seats.types))
+    return max(1, min(for_cores, seats.most_at_once() or for_cores))
 
 
 def cores() -> int:

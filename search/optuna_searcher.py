@@ -7,6 +7,7 @@ Every result is in the study before anyone else hears of it. Runs in the driver'
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -31,6 +32,7 @@ LOST = Report(0, {}, Outcome.INFRA_LOST, "the worker process died")
 HUNG = Report(0, {}, Outcome.TIMEOUT, "the worker made no progress and was ended")
 KILLED = Report(0, {}, Outcome.HOST_OOM, "the worker process was ended because the machine ran out of memory")
 EVICTED = Report(0, {}, paused=True)  # whose memory it was that a machine lacked, nobody knows of a pack
+MOVED = Report(0, {}, paused=True, error="its node is gone")  # no fault of its own, so it counts as no attempt
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,9 @@ class Workplace:
         set_aside: removes the result file of a trial that is run again.
         hung: told that a trial has ended, says whether its worker was ended because it hung.
         killed: whether the machine ran out of memory since this was asked before.
+        seen: whether a trial has a worker that came forward.
+        displaced: whether the node is gone that a trial ran on.
+        move: a trial will run elsewhere; what its worker may still write goes where nobody looks.
         seat: which part of a device a trial gets that has a worker for itself.
         need: what a trial takes of its worker.
         resources: Ray's, of a worker with that seat.
@@ -51,6 +56,7 @@ class Workplace:
         placement: who sits where.
         slots: packed trials in flight at most; None packs nothing.
         workers: that they are spread over.
+        most: workers that there is room for now.
         ready: returns when a worker can start, or what it is given says that none will.
     """
 
@@ -59,6 +65,9 @@ class Workplace:
     set_aside: Callable[[int], None] = lambda _: None
     hung: Callable[[int], bool] = lambda _: False
     killed: Callable[[], bool] = lambda: False
+    seen: Callable[[int], bool] = lambda _: True
+    displaced: Callable[[int], bool] = lambda _: False
+    move: Callable[[int], object] = lambda _: None
     seat: Callable[[int, LoraConfiguration], Seat] = lambda _number, _lora: ANYWHERE
     need: Callable[[int, LoraConfiguration], Need] = lambda _, lora: Need(lora.quantization)
     resources: Callable[[Seat], dict[str, float]] = lambda _: {}
@@ -67,6 +76,7 @@ class Workplace:
     placement: Placement = field(default_factory=Placement)
     slots: int | None = None
     workers: int = 1
+    most: Callable[[], float] = lambda: math.inf
     ready: Callable[[Callable[[], bool]], object] = lambda _: None
 
 
@@ -103,6 +113,7 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]  # Ray is untyped
         self._queue = TrialQueue(ledger, self._packs, workplace.need, workplace.seat)
         self._again = {number for number, _ in unfinished}  # an earlier attempt may know of rungs that we never heard
         self._rule = rule or Never()
+        self._stranded: set[str] = set()
         self._measuring: dict[str, set[int]] = {}  # what each worker still has to measure
         self._measured: set[int] = set()  # or tried to
         self._steering = steering or Unsteered()
@@ -134,7 +145,7 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]  # Ray is untyped
         None while trials run: one of them may have to be run again, the budget may grow, or there is no room for the
         next one yet; and Ray never asks again after FINISHED.
         """
-        trials = self.fill(trial_id)
+        trials = self.fill(trial_id) if len(self._packs.workers) < self._workplace.most() else []
         if trials:
             seat = self._workplace.placement.seat_of(trial_id)
             self._workplace.ready(lambda: self._steering.stopping)
@@ -232,7 +243,8 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]  # Ray is untyped
             return
         members = list(self._packs.members(trial_id))
         seat = self._packs.placement.seat_of(trial_id)
-        killed = bool(members) and error and self._workplace.killed()
+        moved = trial_id in self._stranded or any(self._workplace.displaced(number) for number in members)
+        killed = bool(members) and error and self._workplace.killed() and not moved
         if killed and len(members) > 1:
             self._packs.limit = max(1, len(members) // 2)
         self._measuring.pop(trial_id, None)
@@ -240,7 +252,15 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]  # Ray is untyped
         self._packs.end(trial_id)
         for number in members:
             gone = HUNG if number in hung else LOST if not killed else KILLED if len(members) == 1 else EVICTED
-            self._ended(number, None, gone, seat)
+            self._ended(number, None, MOVED if moved else gone, seat)
+
+    def stranded(self) -> set[str]:
+        """Workers that wait to begin on a type of device that is not there any more; who asks ends them."""
+        placement = self._packs.placement
+        for worker in self._packs.workers if placement.lacks_any() else ():
+            if placement.lacks(worker) and not any(map(self._workplace.seen, self._packs.members(worker))):
+                self._stranded.add(worker)
+        return self._stranded & set(self._packs.workers)
 
     def _left(self, worker: str, number: int) -> bool:
         """The trial does not run any more; True where that is because its worker hung and was ended."""
@@ -268,7 +288,12 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]  # Ray is untyped
         last = reports[-1]
         self._workplace.learn(number, self.ledger.configurations[number], last, seat)
         if last.paused:
-            self.observer.reported(number, last)
+            if last is MOVED:
+                self._workplace.move(number)
+                self._again.add(number)
+                self.observer.said(f"trial {number} goes on elsewhere: {last.error}")
+            else:
+                self.observer.reported(number, last)
             if not self._steering.stopping:  # else unfinished in the study: `resume` goes on with it
                 self._queue.wait(number)
             return

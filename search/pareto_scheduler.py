@@ -30,6 +30,14 @@ class ParetoScheduler(FIFOScheduler):  # type: ignore[misc]  # Ray is untyped
         """Ray pickles the scheduler into files that we never read."""
         return {}
 
+    def choose_trial_to_run(self, tune_controller: TuneController) -> Trial | None:
+        """Called in each turn. A worker that waits for a type of device that has gone would let all others wait."""
+        if stranded := self._searcher.stranded():
+            for trial in tune_controller.get_trials():
+                if trial.trial_id in stranded:
+                    tune_controller.stop_trial(trial)
+        return super().choose_trial_to_run(tune_controller)
+
     def on_trial_result(self, tune_controller: TuneController, trial: Trial, result: dict[str, Any]) -> str:
         """Hand on what a worker reports; it ends where it has nothing left to do."""
         del tune_controller

@@ -91,8 +91,28 @@ class Placement:
         self.types = tuple(sorted(types, key=lambda devices: devices.bytes))
         self.fixed = fixed
         self._corrections: dict[tuple[str, str], Correction] = {}
-        self._free = {devices: [WHOLE] * devices.count for devices in self.types}
+        self._free = {devices.name: dict.fromkeys(range(devices.count), WHOLE) for devices in self.types}
+        self._last = max((devices.count for devices in self.types), default=0)  # no device gets an index again
         self._taken: dict[str, tuple[Seat, list[int]]] = {}
+
+    def resize(self, types: Sequence[Devices], most: int) -> None:
+        """Devices have come or gone. Of a type that is not there any more, none is free until some come back.
+
+        Args:
+            types: as they are now.
+            most: trials at once that there are cores for.
+        """
+        self._most = max(1, most)
+        now = {devices.name for devices in types}
+        away = [replace(devices, count=0) for devices in self.types if devices.name not in now]
+        self.types = tuple(sorted([*types, *away], key=lambda devices: devices.bytes))
+        for devices in self.types:
+            free = self._free.setdefault(devices.name, {})
+            for index in sorted(free, key=lambda index: free[index], reverse=True)[: max(0, len(free) - devices.count)]:
+                del free[index]  # whoever sits there is gone too, or Ray lets others wait for it
+            first = max((self._last, *free)) + 1
+            free.update({first + more: WHOLE for more in range(devices.count - len(free))})
+            self._last = max((self._last, *free))
 
     def correction(self, key: str, devices: Devices | None = None) -> Correction:
         """That of a base key on a type of device; none is the largest."""
@@ -129,7 +149,7 @@ class Placement:
         """
         if not self.types:
             return ANYWHERE
-        share, devices = WHOLE, self.types[-1]
+        share, devices = WHOLE, self._present[-1]
         if self.fixed is not None:
             share = max(WHOLE, self.fixed) if alone else self.fixed
         elif predicted is not None and not alone:
@@ -145,15 +165,20 @@ class Placement:
         """
         if not self.types:
             return ANYWHERE
-        share, devices = self.fixed or WHOLE, self.types[-1]
+        share, devices = self.fixed or WHOLE, self._present[-1]
         if self.fixed is None:
             share, devices = self._smallest(lambda one: size + self.correction(key, one).context_or(one.context))
         return Seat(share, devices, self.correction(key, devices).context_or(devices.context))
 
     def _smallest(self, need: Callable[[Devices], int]) -> tuple[int, Devices]:
         """The share of the smallest type of device that holds a need there, else the whole of the largest."""
-        held = ((one.share(need(one)), one) for one in self.types)
-        return next(((step, one) for step, one in held if step is not None), (WHOLE, self.types[-1]))
+        held = ((one.share(need(one)), one) for one in self._present)
+        return next(((step, one) for step, one in held if step is not None), (WHOLE, self._present[-1]))
+
+    @property
+    def _present(self) -> tuple[Devices, ...]:
+        """Types of which there are any now; where all have gone, those that may come back."""
+        return tuple(devices for devices in self.types if devices.count) or self.types
 
     def holds(self, who: str, size: int) -> bool:
         """Whether so many bytes of tensors, with all margins, fit where a worker sits."""
@@ -163,7 +188,7 @@ class Placement:
     def contains(self, who: str, seat: Seat) -> bool:
         """Whether the seat of a worker is as large as another one, on the same type of device."""
         here, _ = self._taken[who]
-        return here.devices == seat.devices and here.share >= seat.share
+        return here.devices.name == seat.devices.name and here.share >= seat.share
 
     def widened(self, seat: Seat, workers: int | None = None) -> Seat:
         """As large as the cores allow, where there is room: its worker can go on with more trials then.
@@ -193,7 +218,7 @@ class Placement:
             return False
         if not place or running + 1 >= self._most:
             return True
-        free = min(self._free[here.devices][index] for index in place)
+        free = min(self._free[here.devices.name].get(index, 0) for index in place)
         return (free + here.share - seat.share) // seat.share == free // seat.share
 
     def has_room(self, seat: Seat) -> bool:
@@ -202,20 +227,30 @@ class Placement:
 
     def has_any_room(self) -> bool:
         """Whether there is any free part of a device, or trials need none."""
-        return not self.types or any(room for free in self._free.values() for room in free)
+        return not self.types or any(room for free in self._free.values() for room in free.values())
 
     def take(self, who: str, seat: Seat) -> None:
         """Somebody sits down where there is room."""
         place = self._place(seat) or []
         for index in place:
-            self._free[seat.devices][index] -= min(seat.share, WHOLE)
+            self._free[seat.devices.name][index] -= min(seat.share, WHOLE)
         self._taken[who] = (seat, place)
 
     def leave(self, who: str) -> None:
         """Whoever sat there has gone; nothing where nobody did."""
         seat, place = self._taken.pop(who, (ANYWHERE, []))
         for index in place:
-            self._free[seat.devices][index] += min(seat.share, WHOLE)
+            if index in self._free[seat.devices.name]:
+                self._free[seat.devices.name][index] += min(seat.share, WHOLE)
+
+    def lacks(self, who: str) -> bool:
+        """Whether all devices of the type have gone that somebody was to sit on."""
+        name = self._taken[who][0].devices.name
+        return any(devices.name == name and not devices.count for devices in self.types)
+
+    def lacks_any(self) -> bool:
+        """Whether all devices of some type have gone."""
+        return any(not devices.count for devices in self.types)
 
     def seat_of(self, who: str) -> Seat:
         """Where somebody sits."""
@@ -230,10 +265,10 @@ class Placement:
 
     def _place(self, seat: Seat) -> list[int] | None:
         """Indices of devices that have room: the fullest ones, so that large trials find empty ones."""
-        if seat.devices not in self._free:
+        if seat.devices.name not in self._free:
             return []
         each, count = min(seat.share, WHOLE), max(1, seat.share // WHOLE)
-        fitting = sorted((room, index) for index, room in enumerate(self._free[seat.devices]) if room >= each)
+        fitting = sorted((room, index) for index, room in self._free[seat.devices.name].items() if room >= each)
         return [index for _, index in fitting[:count]] if len(fitting) >= count else None
 
 

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
-from lorafront.search.devices import cores
+from lorafront.search.devices import cores, placement
 from lorafront.search.known_limits import breaking, configurations
+from lorafront.search.nodes import Node, lacks_bfloat16
 from lorafront.search.packing import packing_notes
 from lorafront.search.paths import RootPaths
 from lorafront.search.paths import located as path_of
@@ -53,6 +54,7 @@ def check(
     *,
     warm: bool = True,
     devices: Sequence[Devices] = (),
+    nodes: Sequence[Node] = (),
     kind: DeviceKind | None = None,
 ) -> Prepared:
     """Check a search against its model, its data and this machine.
@@ -63,7 +65,8 @@ def check(
         near: folder of the search file; local paths that are not under the current folder are looked for there.
         warm: read the searches that `warm_start` names.
         devices: to place trials on as if they were there; none is what there is.
-        kind: of device whose memory is predicted; None is that of this machine.
+        nodes: of the cluster that trials run on; none is this machine.
+        kind: of device whose memory is predicted; None is that of the machines that trials run on.
 
     Raises:
         InvalidInput: all problems found, each with its key path.
@@ -75,7 +78,8 @@ def check(
     config = checks.run(lambda: models.load_config(located.model))
     tokenizer = checks.run(lambda: models.load_tokenizer(located.model)) if config is not None else None
     facts = checks.run(lambda: model_facts(config, task)) if config is not None and task is not None else None
-    checks.problems += _machine(located, devices)
+    on = torch.device("cuda" if any(node.gpus for node in nodes) and not devices else models.device())
+    checks.problems += _machine(located, devices, nodes, on)
     checks.problems += _objectives(located, task)
     downloads = (checks.run(lambda: _downloads(located.model), "model") if config is not None else None) or []
     resolved: dict[str, modules.Resolved] = {}
@@ -114,8 +118,9 @@ def check(
     if checks.problems or facts is None or prepared is None or rungs is None:
         raise InvalidInput(checks.problems)
     notes = (*prepared[1].notes, *checks.notes, *_notes(located, rungs, max(rows_per_step)))
-    ready = Prepared(located, facts, resolved, prepared[0], prepared[1], rungs, notes, tuple(downloads))
-    ready = seated(ready, config, root, devices, kind or ("cuda" if models.device().type == "cuda" else "cpu"))
+    ready = Prepared(located, facts, resolved, prepared[0], prepared[1], rungs, notes, tuple(downloads), on=on)
+    seats = placement(ready.search, ready.facts, devices, nodes)
+    ready = seated(ready, config, root, seats, kind or ("cuda" if on.type == "cuda" else "cpu"))
     ready = replace(ready, notes=(*ready.notes, *packing_notes(ready)))
     return _with_starts(ready, root if warm else None)
 
@@ -270,20 +275,20 @@ def _downloads(model: ModelConfig) -> list[str]:
     return [f"{size} of weights of {model.name}, in {len(missing)} file{'s' if len(missing) > 1 else ''}"]
 
 
-def _machine(search: SearchFile, devices: Sequence[Devices]) -> list[Problem]:
-    on = models.device()
-    problems = []
-    if search.resources.cpus_per_trial > cores():
-        message = f"{search.resources.cpus_per_trial} is more than the {cores()} cores of this machine"
+def _machine(search: SearchFile, devices: Sequence[Devices], nodes: Sequence[Node], on: torch.device) -> list[Problem]:
+    """What the machine cannot do that trials run on, or the best of the nodes."""
+    problems, whose = [], "any node" if nodes else "this machine"
+    most = max((node.cores for node in nodes), default=0) if nodes else cores()
+    if search.resources.cpus_per_trial > most:
+        message = f"{search.resources.cpus_per_trial} is more than the {most} cores of {whose}"
         problems.append(Problem(("resources", "cpus_per_trial"), message))
-    gpus = sum(one.count for one in devices) or torch.cuda.device_count()
+    there = max((node.gpus for node in nodes), default=0) if nodes else torch.cuda.device_count()
+    gpus = sum(one.count for one in devices) or there
     wanted = search.resources.gpus_per_trial
     if gpus and wanted != "auto" and wanted > gpus:
-        problems.append(
-            Problem(("resources", "gpus_per_trial"), f"{wanted:g} is more than the {gpus} GPUs of this machine")
-        )
+        problems.append(Problem(("resources", "gpus_per_trial"), f"{wanted:g} is more than the {gpus} GPUs of {whose}"))
     for index, quantization in enumerate(values_of(search.space.quantization)):
-        reason = models.cannot_run(quantization, on)
+        reason = models.cannot_run(quantization, on) or lacks_bfloat16(nodes, quantization)
         if reason:
             problems.append(
                 Problem(("space", "quantization", index), f"this machine cannot run {quantization}: {reason}")

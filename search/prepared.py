@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from lorafront.search.peak_memory import PeakMemory, Predicted
 from lorafront.search.placement import Placement
 from lorafront.search.search_file import SearchFile
@@ -49,6 +51,7 @@ class Prepared:
         placement: the devices, and who sits where; empty where trials need none.
         memory: predicts peak memory; None where nothing asks for it, or it cannot be predicted.
         bounded: what may run follows from predicted memory: a limit or the size of a device asks for it.
+        on: what trials train on.
     """
 
     search: SearchFile
@@ -64,6 +67,7 @@ class Prepared:
     placement: Placement = field(default_factory=Placement)
     memory: PeakMemory | None = None
     bounded: bool = False
+    on: torch.device = field(default_factory=models.device)
     _executions: dict[str, Execution] = field(default_factory=dict)  # by fingerprint: a trial keeps its own
 
     def trial(self, lora: LoraConfiguration, memory_cap: int | None = None) -> TrialConfig:
@@ -100,7 +104,7 @@ class Prepared:
         """What is known of a trial before it runs; what breaks a limit by it is not proposed."""
         task = task_named(self.search.task, self.search.code_folder)
         adapted = () if lora.method == "full" else self.resolved[lora.modules].names
-        known = known_measurements(lora, self.facts, adapted, models.device(), new_head=task.new_head)
+        known = known_measurements(lora, self.facts, adapted, self.on, new_head=task.new_head)
         floors = {limit.name for limit in self.search.limits if task.new_head and limit.operator == ">="}
         expected = self.expected_bytes(lora) if self.bounded else None
         if expected is not None:  # else it is known when the trial has run
@@ -125,7 +129,7 @@ class Prepared:
 
     def slot_bytes(self, lora: LoraConfiguration) -> int | None:
         """Bytes that it adds to them in a pack, with the margin of a placement; None where that is not predicted."""
-        filled = lora.model_copy(update={"rank": bucket_rank(lora.rank, models.device())})
+        filled = lora.model_copy(update={"rank": bucket_rank(lora.rank, self.on)})
         predicted, correction = self.predicted(filled), self.placement.correction(lora.quantization)
         return predicted and correction.with_margin(predicted.needed - predicted.shared)
 

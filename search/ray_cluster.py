@@ -1,4 +1,4 @@
-"""A Ray of our own on this machine, and how many trials it has room for."""
+"""The Ray that trials run on: one of our own on this machine, or a cluster that the driver joins."""
 
 from __future__ import annotations
 
@@ -17,14 +17,18 @@ from typing import TYPE_CHECKING, Any, Self
 
 import psutil
 
+from lorafront.search.nodes import Node, findings
+from lorafront.spaces.errors import InvalidInput
 from lorafront.spaces.sizes import GIB
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+    from lorafront.search.paths import RootPaths
     from lorafront.search.placement import Devices
     from lorafront.search.search_file import SearchFile
 
+ADDRESS = "LORAFRONT_RAY"  # of the cluster to join: HOST:PORT, or auto on one of its nodes
 SOCKET_ROOM = 20  # characters of a temporary folder; Ray puts sockets below it, whose names have a limit of 107
 IMPORTS = "lorafront.search.worker_imports"
 READY = "LORAFRONT_READY"  # the folder in which each process that has imported them leaves a file
@@ -34,7 +38,7 @@ PATIENCE = 60.0  # seconds for the imports; after them Ray starts processes that
 
 
 class RayCluster:
-    """A Ray that listens on loopback only, while a `with` block runs; one that is there already is used.
+    """A Ray that listens on loopback only, while a `with` block runs; one that is there already, or named, is used.
 
     It starts and ends in a thread, so that its user can import, check and write files meanwhile: that is several
     seconds of waiting. The thread lives as long as Ray does, because the kernel ends Ray's processes with the thread
@@ -50,7 +54,9 @@ class RayCluster:
                 the driver is still checking the search.
         """
         self._gpus = sum(one.count for one in devices) or None
-        self._imports = imports
+        self._address = os.environ.get(ADDRESS, "").strip()
+        self._imports = imports and not self._address
+        self.nodes: list[Node] = []  # of a cluster that was joined
 
     def __enter__(self) -> Self:
         """Begin to start."""
@@ -63,10 +69,44 @@ class RayCluster:
         self._started.mkdir()
         self._up, self._over = threading.Event(), threading.Event()
         self._failure: BaseException | None = None
-        self._thread = None if ray.is_initialized() else threading.Thread(target=self._live, name="ray", daemon=True)
-        if self._thread is not None:
+        self._thread = None
+        self._joined = contextlib.ExitStack()
+        if self._address:
+            self._joined.callback(shutil.rmtree, self._scratch, ignore_errors=True)
+            with self._joined as joined:
+                joined.enter_context(_workers_as_started())
+                _join(self._address)
+                joined.callback(ray.shutdown)  # of this driver alone
+                self._joined = joined.pop_all()
+        elif not ray.is_initialized():
+            self._thread = threading.Thread(target=self._live, name="ray", daemon=True)
             self._thread.start()
         return self
+
+    @property
+    def pretends(self) -> bool:
+        """Whether its GPUs are only pretended."""
+        return self._gpus is not None
+
+    def look(self, root: RootPaths) -> list[Node]:
+        """The nodes of a cluster that was joined, each asked what it has; none of a Ray of our own.
+
+        Args:
+            root: of the searches, which has to be the same folder on each.
+
+        Raises:
+            InvalidInput: what keeps trials from running there.
+        """
+        if self._address:
+            from lorafront.search.cluster import asked, living, versions_here
+
+            self.nodes = asked(living(), root)
+            wrong = [str(finding) for finding in findings(self.nodes, versions_here()) if finding.damage]
+            if (self._gpus or 0) > (there := sum(node.gpus for node in self.nodes)):
+                wrong.append(f"--devices pretends {self._gpus} GPUs, and the nodes were started with {there}")
+            if wrong:
+                raise InvalidInput("\n".join(wrong))
+        return self.nodes
 
     def wait(self) -> Path:
         """Wait until Ray is up; raises what its start raised.
@@ -107,6 +147,7 @@ class RayCluster:
         self.leave()
         if self._thread is not None:
             self._thread.join()
+        self._joined.close()
         shutil.rmtree(self._scratch, ignore_errors=True)
 
     def _live(self) -> None:
@@ -121,6 +162,21 @@ class RayCluster:
             self._up.set()
             self._over.wait()
             ray.shutdown()
+
+
+def _join(address: str) -> None:
+    """Connect to a cluster.
+
+    Raises:
+        InvalidInput: there is none that would have us.
+    """
+    import ray
+
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, configure_logging=True)
+    except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+        said = " ".join(str(error).split())
+        raise InvalidInput(f"{ADDRESS}: no Ray at {address} lets this process in ({said})") from error
 
 
 def _start(folder: Path, gpus: int | None, *, imports: bool) -> None:
@@ -201,16 +257,3 @@ def one_for_each_core(search: SearchFile) -> bool:
     most = min(resources.max_concurrent or cores, trials or cores)
     room = cores * IMPORTED < psutil.virtual_memory().available * SHARE and resources.memory_per_worker is None
     return not gpus and resources.cpus_per_trial == 1 and most >= cores and room
-
-
-def workers(search: SearchFile, seats: int | None) -> int:
-    """How many trials run at once at most: as many as there are cores and seats for, `max_concurrent` at most.
-
-    Args:
-        search: its resources.
-        seats: on devices; None where trials need none.
-    """
-    import ray
-
-    room = int(ray.cluster_resources().get("CPU", 0) // search.resources.cpus_per_trial)
-    return max(1, min(room, seats or room, search.resources.max_concurrent or room))

@@ -6,15 +6,18 @@ Thin: all work is `lorafront.trainables`. A trial's own failure is a report, so 
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import ray
 from ray import tune
 
 from lorafront.search.environment import heavy_imports
+from lorafront.trainables import heartbeat
 from lorafront.trainables.config import TrialConfig
 from lorafront.trainables.engines import PROCESS
 from lorafront.trainables.orders import OrderFolder, TrialOrders
@@ -38,6 +41,8 @@ class TrialTrainable(tune.Trainable):  # type: ignore[misc]  # Ray is untyped
 
     def setup(self, config: dict[str, Any]) -> None:
         """Start an actor with its first pack."""
+        if ray.is_initialized():
+            os.environ[heartbeat.NODE] = ray.get_runtime_context().get_node_id()
         self._bases: Any = None
         self._pack = Pack(self._drop_bases)
         self._join: list[dict[str, Any]] = []

@@ -25,7 +25,7 @@ from lorafront.search.interruption import Interruption
 from lorafront.search.ownership import owned
 from lorafront.search.paths import RootPaths, SearchPaths
 from lorafront.search.progress import Observer, Silent, last_line
-from lorafront.search.ray_cluster import RayCluster, one_for_each_core, workers
+from lorafront.search.ray_cluster import RayCluster, one_for_each_core
 from lorafront.search.read_only import refuse_imported
 from lorafront.search.report_files import keep_report, tell_original
 from lorafront.search.search_file import Budget, Confirm, SearchFile
@@ -79,7 +79,7 @@ def run_search(
         with heavy_imports("transformers"):
             from lorafront.search.preflight import check
 
-        prepared = check(search, root, near or Path.cwd(), devices=devices)
+        prepared = check(search, root, near or Path.cwd(), devices=devices, nodes=cluster.look(root))
         tracking = _tracking(prepared.search, root)
         write_text(paths.search_yaml, text or search.model_dump_json(indent=2, exclude_none=True))
         prepared.store()
@@ -130,7 +130,8 @@ def resume_search(
         if confirm is not None:
             changed["budget"] = earlier.search.budget.model_copy(update={"hours": confirm.hours})
         search = earlier.search.model_copy(update=changed)
-        prepared = check(search, root, paths.folder, warm=not earlier.warmed, devices=devices)
+        nodes = cluster.look(root)
+        prepared = check(search, root, paths.folder, warm=not earlier.warmed, devices=devices, nodes=nodes)
         prepared.store()
         tracking = _tracking(prepared.search, root)
         return _drive(prepared, paths, observer or Silent(), tracking, engine, cluster, interruption, create=False)
@@ -340,6 +341,7 @@ def _tune(
     """Try what the study proposes until its budget is spent; True where somebody asked to stop before."""
     from ray.tune import TuneError
 
+    from lorafront.search.cluster import Watch, end_elsewhere, living
     from lorafront.search.control import Control
     from lorafront.search.optuna_searcher import OptunaSearcher
     from lorafront.search.pareto_scheduler import ParetoScheduler
@@ -347,23 +349,27 @@ def _tune(
     from lorafront.search.workplace import workplace
 
     search = prepared.search
-    watchdog = Watchdog(search.resources.hang_minutes * 60)
+    watchdog = Watchdog(search.resources.hang_minutes * 60, end_elsewhere=end_elsewhere)
     control = Control(paths, ledger, observer, interruption)
     scratch = cluster.wait()
-    most = workers(search, prepared.placement.most_at_once())
+    watch = Watch(cluster.nodes or living(), RootPaths(paths.folder.parent), observer.said, pretended=cluster.pretends)
     searcher = OptunaSearcher(
         ledger,
-        replace(workplace(prepared, paths, ledger, watchdog, engine, most), ready=cluster.ready),
+        replace(workplace(prepared, paths, ledger, watchdog, engine, watch), ready=cluster.ready),
         observer,
         unfinished=unfinished,
         rule=make_rule(ledger, read_study(paths.study_db)),
         steering=control,
     )
-    tuner = _tuner(searcher, ParetoScheduler(searcher), RayControl(control, searcher), most, scratch)
+    tuner = _tuner(searcher, ParetoScheduler(searcher), RayControl(control, searcher), scratch)
     interruption.install()  # again, where Ray took the signals
     go_on = f"go on with: lorafront resume {paths.name}"
     try:
-        with interruption.noted(), watchdog.watching(observer.said):
+        with (
+            interruption.noted(),
+            watchdog.watching(observer.said),
+            watch.looking() if cluster.nodes else contextlib.nullcontext(),
+        ):
             tuner.fit()
     except (TuneError, RuntimeError) as error:  # Ray itself broke
         raise Incomplete(f"the search stopped: {last_line(str(error))}; mend that and {go_on}") from error
@@ -377,10 +383,11 @@ def _tune(
     return control.stopping
 
 
-def _tuner(searcher: Any, scheduler: Any, stopper: Any, most: int, scratch: Path) -> Any:
-    """Ray Tune with at most so many trials at once, told to keep nothing that anybody would read.
+def _tuner(searcher: Any, scheduler: Any, stopper: Any, scratch: Path) -> Any:
+    """Ray Tune, told to keep nothing that anybody would read.
 
-    It starts no lost trial again: the searcher does, which counts the attempts in the study.
+    It starts no lost trial again: the searcher does, which counts the attempts in the study. How many run at once says
+    the searcher too, since nodes come and go.
     """
     from ray import tune
     from ray.tune import CheckpointConfig, FailureConfig, RunConfig, TuneConfig
@@ -395,7 +402,6 @@ def _tuner(searcher: Any, scheduler: Any, stopper: Any, most: int, scratch: Path
             search_alg=searcher,
             scheduler=scheduler,
             num_samples=-1,
-            max_concurrent_trials=most,  # else Ray Tune asks for one more than there is room for
             reuse_actors=False,
         ),
         run_config=RunConfig(

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from lorafront.search.devices import placement
 from lorafront.search.peak_memory import PeakMemory, peak_memory
-from lorafront.search.placement import MACHINE, Devices, Placement
+from lorafront.search.placement import MACHINE, Placement
 from lorafront.search.prepared import VRAM, Prepared
 from lorafront.trainables.engines import PROCESS
 from lorafront.trainables.task import TASKS
@@ -19,9 +17,8 @@ if TYPE_CHECKING:
     from lorafront.trainables.memory_trace import DeviceKind
 
 
-def seated(ready: Prepared, config: Any, root: RootPaths, devices: Sequence[Devices], kind: DeviceKind) -> Prepared:
+def seated(ready: Prepared, config: Any, root: RootPaths, seats: Placement, kind: DeviceKind) -> Prepared:
     """Add the devices, and where something asks for it the prediction of memory."""
-    seats = placement(ready.search, ready.facts, devices)
     memory, bounded = _memory(ready, config, root, kind), _asked(ready.search, seats)
     if memory is not None and not (memory.works if bounded else ready.search.engine != PROCESS):
         memory = None

@@ -30,10 +30,12 @@ class Watchdog:
     Attributes:
         limit: seconds without a change after which a worker is ended.
         clock: monotonic seconds.
+        end_elsewhere: ends a worker on another machine.
     """
 
     limit: float
     clock: Callable[[], float] = time.monotonic
+    end_elsewhere: Callable[[heartbeat.Sign], object] = lambda _: None
     _overdue: set[int] = field(default_factory=set)
     _folders: dict[int, Path] = field(default_factory=dict)
     _seen: dict[int, tuple[heartbeat.Sign, float]] = field(default_factory=dict)
@@ -43,6 +45,10 @@ class Watchdog:
         self.forget(number)
         (folder / heartbeat.FILE).unlink(missing_ok=True)  # of an earlier attempt; its worker may be at another trial
         self._folders[number] = folder
+
+    def sign_of(self, number: int) -> heartbeat.Sign | None:
+        """What a trial's worker has left; None where none came forward yet."""
+        return heartbeat.read(self._folders[number]) if number in self._folders else None
 
     def forget(self, number: int) -> bool:
         """Nobody runs it any more; True where that is because its worker was ended here."""
@@ -62,13 +68,13 @@ class Watchdog:
             before = self._seen.get(number)
             if before is None or before[0] != sign:
                 self._seen[number] = (sign, self.clock())
-            elif self.clock() - before[1] > self.limit and sign.process() is not None:
+            elif self.clock() - before[1] > self.limit and (sign.is_elsewhere or sign.process() is not None):
                 silent.append((number, sign))
         for number, _ in silent:
             self.forget(number)
             self._overdue.add(number)  # before the end, which the driver hears of at once
-        for sign in {sign.pid: sign for _, sign in silent}.values():
-            end_worker(sign)
+        for sign in {(sign.place, sign.pid): sign for _, sign in silent}.values():
+            (self.end_elsewhere if sign.is_elsewhere else end_worker)(sign)
         return [number for number, _ in silent]
 
     @contextlib.contextmanager

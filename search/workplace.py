@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import shutil
-from pathlib import Path
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import ray
-
+from lorafront.search.devices import most_workers, workers
+from lorafront.search.nodes import ACCELERATOR
 from lorafront.search.oom_kills import KernelKills
 from lorafront.search.optuna_searcher import Workplace
 from lorafront.search.packs import Need
@@ -15,6 +14,7 @@ from lorafront.search.ray_trainable import CONFIG, ENGINE, FOLDER, KNOWN, NUMBER
 from lorafront.search.retries import last_chance, ran_out, unpackable
 from lorafront.search.study_table import StudyTable, read_study
 from lorafront.search.to_measure import to_measure
+from lorafront.search.trial_folders import TrialFolders
 from lorafront.spaces.sizes import GIB
 from lorafront.trainables.engines import PACKED, PROCESS
 from lorafront.trainables.memory_meter import CPU, CUDA
@@ -22,6 +22,7 @@ from lorafront.trainables.outcome import OUT_OF_MEMORY
 from lorafront.trainables.session import PREDICTED
 
 if TYPE_CHECKING:
+    from lorafront.search.cluster import Watch
     from lorafront.search.paths import SearchPaths
     from lorafront.search.placement import Placement, Seat
     from lorafront.search.prepared import Prepared
@@ -114,14 +115,12 @@ class Places:
 
 
 def workplace(
-    prepared: Prepared, paths: SearchPaths, ledger: StudyLedger, watchdog: Watchdog, engine: str, at_once: int
+    prepared: Prepared, paths: SearchPaths, ledger: StudyLedger, watchdog: Watchdog, engine: str, watch: Watch
 ) -> Workplace:
-    """Where the trials of one driver run, by an engine as for `run_search`, in so many workers at once."""
-    table, epoch = read_study(paths.study_db), ledger.epoch
-    # A trial goes on in the folder of the epoch that began it, so that its checkpoints are found.
-    begun = {trial.number: trial.epoch for trial in table.running if trial.epoch}
-    places, kills = Places(prepared, ledger, table), KernelKills()
-    there = ray.cluster_resources()
+    """Where the trials of one driver run, by an engine as for `run_search`, on the nodes that it watches."""
+    table, orders = read_study(paths.study_db), str(paths.orders(ledger.epoch).path.absolute())
+    places, kills, folders = Places(prepared, ledger, table), KernelKills(), TrialFolders(paths, ledger, table)
+    at_once = workers(prepared.search, prepared.placement, watch.nodes)
     packing = engine in TOY_PACKS or (engine == PROCESS and prepared.search.engine != PROCESS)
     packs = pack_slots(prepared.search, prepared.placement, at_once) if packing else None
 
@@ -137,9 +136,7 @@ def workplace(
         return Need(lora.quantization, alone=False, base=base, slot=slot, most=most_in_pass(prepared, lora))
 
     def dispatch(number: int, lora: LoraConfiguration, seat: Seat, need: Need) -> dict[str, Any]:
-        folder = paths.trial(number, epoch).path
-        if number in begun and begun[number] != epoch:
-            adopt(paths.trial(number, begun[number]).path, folder)
+        folder = folders.begin(number)
         watchdog.watch(number, folder)
         execution = prepared.execution(lora)
         prepared.keep_execution(lora, execution)
@@ -150,18 +147,11 @@ def workplace(
         return {
             NUMBER: number,
             FOLDER: str(folder.absolute()),
-            ORDERS: str(paths.orders(epoch).path.absolute()),
+            ORDERS: orders,
             CONFIG: prepared.trial(lora, seat.cap).model_dump(mode="json"),
             ENGINE: _engine(engine, need),
             KNOWN: places.known(lora, seat, engine if engine != PROCESS else reason),
         }
-
-    def resources(seat: Seat) -> dict[str, float]:
-        found: dict[str, float] = {"cpu": prepared.search.resources.cpus_per_trial}
-        if seat.devices.are_gpus:
-            found["gpu"] = seat.gpus
-        kind = f"accelerator_type:{seat.devices.name}"  # Ray's name for what a node has
-        return {**found, kind: ANY_OF_IT} if kind in there else found
 
     def unmeasured() -> dict[int, dict[str, Any]]:
         found = to_measure(read_study(paths.study_db), prepared)
@@ -169,19 +159,40 @@ def workplace(
 
     return Workplace(
         dispatch,
-        recover=lambda number: paths.trial(number, epoch).read_reports(),
-        set_aside=lambda number: paths.trial(number, epoch).set_result_aside(),
+        recover=lambda number: folders.of(number).read_reports(),
+        set_aside=lambda number: folders.of(number).set_result_aside(),
         hung=watchdog.forget,
         killed=kills.more,
+        seen=lambda number: watchdog.sign_of(number) is not None,
+        displaced=lambda number: watch.has_lost(watchdog.sign_of(number)),
+        move=folders.leave,
         seat=places.seat,
         need=need,
-        resources=resources,
+        resources=partial(_resources, prepared.search, watch),
         learn=places.learn,
         to_measure=unmeasured if packs is not None else dict,
         placement=prepared.placement,
         slots=packs and packs[0],
         workers=packs[1] if packs else 1,
+        most=partial(_room, prepared, watch),
     )
+
+
+def _room(prepared: Prepared, watch: Watch) -> int:
+    """Workers that there is room for now, on the nodes that there are."""
+    search, seats, gpus = prepared.search, prepared.placement, watch.new_gpus()
+    if gpus is not None and any(one.are_gpus for one in seats.types):
+        seats.resize(gpus, most_workers(search, watch.nodes, gpus=True))
+    return workers(search, seats, watch.nodes)
+
+
+def _resources(search: SearchFile, watch: Watch, seat: Seat) -> dict[str, float]:
+    """What Ray gives to a worker that sits there."""
+    found: dict[str, float] = {"cpu": search.resources.cpus_per_trial}
+    if seat.devices.are_gpus:
+        found["gpu"] = seat.gpus
+    is_named = any(node.kind == seat.devices.name for node in watch.nodes)
+    return {**found, f"{ACCELERATOR}{seat.devices.name}": ANY_OF_IT} if is_named else found
 
 
 def pack_slots(search: SearchFile, placement: Placement, at_once: int) -> tuple[int, int]:
@@ -216,9 +227,3 @@ def _engine(engine: str, need: Need) -> str:
     if engine == PROCESS:
         return PROCESS if need.alone else PACKED
     return engine.removesuffix("-packed") if need.alone else engine
-
-
-def adopt(old: Path, new: Path) -> None:
-    """Copy an earlier epoch's checkpoints: what an old worker still writes goes where nobody looks."""
-    if old.is_dir() and not new.exists():
-        shutil.copytree(old, new)

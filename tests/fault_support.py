@@ -21,7 +21,7 @@ from lorafront.search.ray_trainable import JOIN, REPORTS
 from lorafront.search.search_file import SearchFile, parse_search
 from lorafront.search.study import StudyLedger
 from lorafront.search.study_table import read_study
-from lorafront.search.workplace import adopt
+from lorafront.search.trial_folders import adopt
 from lorafront.spaces.lora import LoraConfiguration
 from lorafront.trainables import fault_points, witness
 from lorafront.trainables.toy import ToySession

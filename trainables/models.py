@@ -24,9 +24,12 @@ def compute_dtype(quantization: str, on: torch.device) -> torch.dtype:
     """The dtype of activations: what a 16/32-bit base is stored in; bfloat16 for quantized ones where it exists."""
     if quantization in UNQUANTIZED:
         return dtype_named(UNQUANTIZED[quantization])
-    return (
-        torch.bfloat16 if on.type == "cpu" or torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-    )
+    return torch.float16 if on.type == "cuda" and _is_without_bfloat16() else torch.bfloat16
+
+
+def _is_without_bfloat16() -> bool:
+    """Whether the GPU of this machine lacks it; of those of other machines nothing is known here."""
+    return torch.cuda.is_available() and not torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def dtype_named(name: str) -> torch.dtype:
@@ -42,7 +45,7 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 def cannot_run(quantization: str, on: torch.device) -> str | None:
     """Why this machine cannot train on that quantization, and what would; None where it can."""
-    if on.type == "cuda" and quantization == "bf16" and not torch.cuda.is_bf16_supported(including_emulation=False):
+    if on.type == "cuda" and quantization == "bf16" and _is_without_bfloat16():
         major, minor = torch.cuda.get_device_capability(on)
         return f"GPU sm_{major}{minor} has no bf16; use fp16"
     if quantization not in UNQUANTIZED:

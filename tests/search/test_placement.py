@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -51,12 +53,55 @@ def test_no_device_is_given_out_twice(asked: list[tuple[int, bool]], chance) -> 
         if placement.has_room(seat):
             placement.take(str(index), seat)
             sitting.append(str(index))
-        assert all(0 <= room <= WHOLE for free in placement._free.values() for room in free)
+        assert all(0 <= room <= WHOLE for free in placement._free.values() for room in free.values())
         if sitting and chance.random() < 0.4:
             placement.leave(sitting.pop(chance.randrange(len(sitting))))
     for who in sitting:
         placement.leave(who)
-    assert placement._free == {LARGE: [WHOLE], SMALL: [WHOLE, WHOLE]}
+    assert free_of(placement) == {"large": [WHOLE], "small": [WHOLE, WHOLE]}
+
+
+def free_of(placement: Placement) -> dict[str, list[int]]:
+    return {name: list(free.values()) for name, free in placement._free.items()}
+
+
+@given(st.lists(st.tuples(SIZES, st.integers(0, 3), st.integers(0, 3)), max_size=40), st.randoms())
+def test_devices_that_come_and_go_are_given_out_while_they_are_there(asked, chance) -> None:
+    """Nobody is seated on a type that has gone, no device is given out twice, and in the end all of it is free."""
+    placement = Placement([LARGE, SMALL])
+    sitting: list[str] = []
+    for index, (need, larges, smalls) in enumerate(asked):
+        seat = placement.seat("bf16", need)
+        if placement.has_room(seat):
+            placement.take(str(index), seat)
+            sitting.append(str(index))
+            assert not placement.lacks(str(index))
+        there = [replace(one, count=count) for one, count in ((LARGE, larges), (SMALL, smalls)) if count]
+        placement.resize(there, 8)
+        assert {one.name: one.count for one in placement.types} == {"large": larges, "small": smalls}
+        assert {name: len(free) for name, free in free_of(placement).items()} == {"large": larges, "small": smalls}
+        assert all(0 <= room <= WHOLE for free in free_of(placement).values() for room in free)
+        if sitting and chance.random() < 0.4:
+            placement.leave(sitting.pop(chance.randrange(len(sitting))))
+    for who in sitting:
+        assert placement.lacks(who) == (not free_of(placement)[placement.seat_of(who).devices.name])
+        placement.leave(who)
+    placement.resize([LARGE, SMALL], 8)
+    assert free_of(placement) == {"large": [WHOLE], "small": [WHOLE, WHOLE]}
+
+
+def test_a_type_that_has_gone_is_passed_over_and_waited_for_where_it_was_the_only_one() -> None:
+    """What fits the other type goes there; with no device left nothing starts, and nothing is refused."""
+    placement = Placement([LARGE, SMALL])
+    placement.resize([SMALL], 8)
+    assert placement.seat("nf4", 20 * GIB).devices.name == "small"
+    assert placement.lacks_any()
+    placement.resize([], 8)
+    seat = placement.seat("nf4", 2 * GIB)
+    assert not placement.has_room(seat)
+    assert placement.too_large("nf4", 20 * GIB) == ""
+    placement.resize([LARGE], 8)
+    assert placement.has_room(placement.seat("nf4", 2 * GIB))
 
 
 def test_a_trial_that_fits_only_the_larger_type_goes_there() -> None:

@@ -1,0 +1,240 @@
+"""Asks the nodes of a Ray cluster what they have, and keeps looking: nodes come and go while a search runs.
+
+Each node answers by itself, in a task that takes none of its cores; what follows from the answers is `search/nodes.py`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import os
+import platform
+import shutil
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lorafront.search.nodes import ACCELERATOR, Facts, Node, devices_of
+from lorafront.trainables.checkpoint import write_text
+
+if TYPE_CHECKING:
+    from lorafront.search.paths import RootPaths
+    from lorafront.search.placement import Devices
+    from lorafront.trainables.heartbeat import Sign
+
+EQUAL = ("lorafront", "ray", "torch", "transformers", "peft", "bitsandbytes", "safetensors")  # everywhere
+ANSWER_SECONDS = 60.0  # a node that is slow has to import lorafront first
+SEEN_SECONDS = 5.0  # storage over a network shows new files later
+LOOK_SECONDS = 3.0  # between two looks at which nodes there are
+END_SECONDS = 30.0  # for a worker on another node to be ended
+PROBE = ".lorafront-node-"
+
+
+def examine(root: str, token: str) -> Facts:
+    """What the node says that this runs on.
+
+    Args:
+        root: of the searches, which has to be the driver's.
+        token: name of a file that the driver left there; an answer is left beside it.
+    """
+    from lorafront.search.devices import free_memory
+
+    gpus, capability = gpus_here()
+    return Facts(
+        gpus=gpus,
+        capability=capability,
+        memory=free_memory(),
+        disk=shutil.disk_usage(root).free if Path(root).is_dir() else 0,
+        versions=versions_here(),
+        ahead=time.time(),
+        root=_root_problem(Path(root), token),
+    )
+
+
+def versions_here() -> dict[str, str]:
+    """Of what has to be equal on all nodes."""
+    found = {"python": platform.python_version()}
+    for package in EQUAL:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[package] = importlib.metadata.version(package)
+    return found
+
+
+def gpus_here() -> tuple[tuple[tuple[int, int], ...], float]:
+    """Total and free bytes of each GPU of this machine, and the least capability, by NVML; none without its driver."""
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+        handles = [pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(pynvml.nvmlDeviceGetCount())]
+        found = [pynvml.nvmlDeviceGetMemoryInfo(handle) for handle in handles]
+        capabilities = [pynvml.nvmlDeviceGetCudaComputeCapability(handle) for handle in handles]
+    except pynvml.NVMLError:
+        return (), 0.0
+    least = min((major + minor / 10 for major, minor in capabilities), default=0.0)
+    return tuple((int(memory.total), int(memory.free)) for memory in found), least
+
+
+def _root_problem(root: Path, token: str) -> str:
+    question = root / f"{PROBE}{token}"
+    end = time.monotonic() + SEEN_SECONDS
+    while not question.exists():
+        if time.monotonic() > end:
+            return f"{root} is not the folder that the driver has under that name" if root.exists() else f"no {root}"
+        time.sleep(0.1)
+    try:
+        write_text(root / f"{PROBE}{token}-{uuid.uuid4().hex}", os.uname().nodename)
+    except OSError as error:
+        return f"{root} cannot be written ({error.strerror or error})"
+    return ""
+
+
+def living() -> list[Node]:
+    """The nodes that Ray says live, before anybody asked them."""
+    import ray
+    from ray._private.state import available_resources_per_node
+
+    free = available_resources_per_node()
+    found = []
+    for node in ray.nodes():
+        if not node["Alive"]:
+            continue
+        has, gpus = node["Resources"], int(node["Resources"].get("GPU", 0))
+        kinds = [name.removeprefix(ACCELERATOR) for name in has if name.startswith(ACCELERATOR)]
+        lent = gpus > 0 and free.get(node["NodeID"], {}).get("GPU", 0) < gpus
+        kind = kinds[0] if kinds else ""
+        found.append(Node(node["NodeID"], node["NodeManagerAddress"], int(has.get("CPU", 0)), gpus, kind, lent))
+    return found
+
+
+def asked(nodes: Sequence[Node], root: RootPaths) -> list[Node]:
+    """The same nodes with what each says of itself.
+
+    Args:
+        nodes: that live.
+        root: which is there, and can be written.
+    """
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy as On
+
+    if not nodes:
+        return []
+    folder = root.root.absolute()
+    with _question(folder) as token:
+        task: Any = ray.remote(num_cpus=0, max_retries=0)(examine)
+        start = time.time()
+        answers = [
+            task.options(scheduling_strategy=On(node.id, soft=False)).remote(str(folder), token) for node in nodes
+        ]
+        ray.wait(answers, num_returns=len(answers), timeout=ANSWER_SECONDS)
+        return [_answered(node, answer, start) for node, answer in zip(nodes, answers, strict=True)]
+
+
+def _answered(node: Node, answer: Any, start: float) -> Node:
+    import ray
+
+    try:
+        facts = ray.get(answer, timeout=0)
+    except ray.exceptions.GetTimeoutError:
+        return replace(node, problem=f"nothing in {ANSWER_SECONDS:.0f} s")
+    except Exception as error:  # noqa: BLE001  # whatever is wrong with that node
+        return replace(node, problem=str(error).strip().splitlines()[-1])
+    # It looked at its clock between the question and now.
+    now = time.time()
+    ahead = facts.ahead - now if facts.ahead > now else min(0.0, facts.ahead - start)
+    return replace(node, facts=replace(facts, ahead=ahead))
+
+
+@contextlib.contextmanager
+def _question(folder: Path) -> Iterator[str]:
+    """A file by which nodes see that their folder is this one; it and their answers are gone afterwards."""
+    token = uuid.uuid4().hex
+    write_text(folder / f"{PROBE}{token}", "")
+    try:
+        yield token
+    finally:
+        for file in folder.glob(f"{PROBE}{token}*"):
+            file.unlink(missing_ok=True)
+
+
+class Watch:
+    """Looks again and again, in a thread, which nodes there are, and asks new ones."""
+
+    def __init__(
+        self, nodes: Sequence[Node], root: RootPaths, say: Callable[[str], None], *, pretended: bool = False
+    ) -> None:
+        """Look at nothing yet.
+
+        Args:
+            nodes: as they were asked before.
+            root: of the searches.
+            say: hears of who comes and goes.
+            pretended: their GPUs are only that, so there are always as many.
+        """
+        self._nodes = list(nodes)
+        self._root = root
+        self._say = say
+        self._pretended = pretended
+        self._changed = False
+
+    @property
+    def nodes(self) -> list[Node]:
+        """Those that live, as of the last look."""
+        return self._nodes
+
+    def new_gpus(self) -> list[Devices] | None:
+        """The GPUs that there are now; None where no node came or went since this was asked before."""
+        changed, self._changed = self._changed, False
+        return devices_of(self._nodes) if changed and not self._pretended else None
+
+    def has_lost(self, sign: Sign | None) -> bool:
+        """Whether the node is gone, as Ray says now, on which a worker left that sign."""
+        return sign is not None and bool(sign.node) and all(node.id != sign.node for node in living())
+
+    def look(self) -> None:
+        """Once."""
+        now, known = living(), {node.id: node for node in self._nodes}
+        there = {node.id for node in now}
+        new = [node for node in now if node.id not in known]
+        for node in self._nodes:
+            if node.id not in there:
+                self._say(f"{node} is gone; its trials go on elsewhere")
+        for node in new:
+            self._say(f"{node} has come")
+        if new or len(there) < len(known):
+            self._nodes = [known[node.id] for node in now if node.id in known] + asked(new, self._root)
+            self._changed = True
+
+    @contextlib.contextmanager
+    def looking(self) -> Iterator[None]:
+        """Look while the block runs."""
+        stop = threading.Event()
+
+        def follow() -> None:
+            while not stop.wait(LOOK_SECONDS):
+                with contextlib.suppress(Exception):  # the next look may do
+                    self.look()
+
+        thread = threading.Thread(target=follow, name="nodes", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join()
+
+
+def end_elsewhere(sign: Sign) -> None:
+    """End a worker on the node that its heartbeat names; nothing where that does not answer."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy as On
+
+    from lorafront.search.watchdog import end_worker
+
+    with contextlib.suppress(Exception):  # a node that is gone has no worker
+        task: Any = ray.remote(num_cpus=0, max_retries=0)(end_worker)
+        ray.get(task.options(scheduling_strategy=On(sign.node, soft=False)).remote(sign), timeout=END_SECONDS)
