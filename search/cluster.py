@@ -10,6 +10,7 @@ import importlib.metadata
 import os
 import platform
 import shutil
+import socket
 import threading
 import time
 import uuid
@@ -30,6 +31,7 @@ EQUAL = ("lorafront", "ray", "torch", "transformers", "peft", "bitsandbytes", "s
 ANSWER_SECONDS = 60.0  # a node that is slow has to import lorafront first
 SEEN_SECONDS = 5.0  # storage over a network shows new files later
 LOOK_SECONDS = 3.0  # between two looks at which nodes there are
+CONNECT_SECONDS = 2.0  # in which a node that lives takes a connection
 END_SECONDS = 30.0  # for a worker on another node to be ended
 PROBE = ".lorafront-node-"
 
@@ -192,8 +194,15 @@ class Watch:
         return devices_of(self._nodes) if changed and not self._pretended else None
 
     def has_lost(self, sign: Sign | None) -> bool:
-        """Whether the node is gone, as Ray says now, on which a worker left that sign."""
-        return sign is not None and bool(sign.node) and all(node.id != sign.node for node in living())
+        """Whether the node is gone, or cut off, on which a worker left that sign; Ray notices that later.
+
+        Of a worker that had not come forward yet nobody knows where it was: on whichever node is gone, if any is.
+        """
+        import ray
+
+        there = {node["NodeID"] for node in ray.nodes() if node["Alive"] and _listens(node)}
+        where = {sign.node} if sign is not None and sign.node else {node.id for node in self._nodes}
+        return not where <= there
 
     def look(self) -> None:
         """Once."""
@@ -226,6 +235,14 @@ class Watch:
         finally:
             stop.set()
             thread.join()
+
+
+def _listens(node: dict[str, Any]) -> bool:
+    try:
+        with socket.create_connection((node["NodeManagerAddress"], node["NodeManagerPort"]), CONNECT_SECONDS):
+            return True
+    except OSError:
+        return False
 
 
 def end_elsewhere(sign: Sign) -> None:

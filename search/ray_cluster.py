@@ -75,6 +75,7 @@ class RayCluster:
             self._joined.callback(shutil.rmtree, self._scratch, ignore_errors=True)
             with self._joined as joined:
                 joined.enter_context(_workers_as_started())
+                joined.enter_context(_quiet())
                 _join(self._address)
                 joined.callback(ray.shutdown)  # of this driver alone
                 self._joined = joined.pop_all()
@@ -218,6 +219,19 @@ def _on_loopback() -> Iterator[None]:
         yield
     finally:
         services.resolve_ip_for_localhost = before
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Ray prints the last log lines of each node that dies to standard output, whatever it was told (2.60)."""
+    from ray._private import worker
+
+    before = worker.print_to_stdstream
+    worker.print_to_stdstream = lambda *_, **__: None
+    try:
+        yield
+    finally:
+        worker.print_to_stdstream = before
 
 
 @contextlib.contextmanager
