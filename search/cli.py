@@ -17,6 +17,7 @@ import typer
 
 from lorafront.search import cli_export, cli_init, cli_register  # noqa: F401  # more commands
 from lorafront.search.cli_choosing import show_confirmation  # and with it more commands
+from lorafront.search.cli_cluster import show_checked  # and with it more commands
 from lorafront.search.cli_end import end
 from lorafront.search.cli_shared import (
     Devices,
@@ -28,6 +29,7 @@ from lorafront.search.cli_shared import (
     app,
     displays,
     observer,
+    searches,
     searches_under,
     study_of,
     terminal,
@@ -318,8 +320,24 @@ def mlflow_sync(name: Name, root: Root = None) -> None:
 
 
 @app.command()
-def doctor(name: Name, root: Root = None, as_json: Json = False) -> None:
-    """Check that study, trials' files and MLflow of a search fit together; exits 0, or 5 (mendable), or 6 (damage)."""
+def doctor(
+    name: Annotated[
+        str | None, typer.Argument(help="Name of a search; none is this machine.", autocompletion=searches)
+    ] = None,
+    root: Root = None,
+    as_json: Json = False,
+) -> None:
+    """Check that study, trials' files and MLflow of a search fit together; exits 0, or 5 (mendable), or 6 (damage).
+
+    Without a name: what this machine has for searches, and what would keep them from starting (exits 2).
+    """
+    if name is None:
+        with waiting("looking at this machine"):
+            from lorafront.search.machine_check import machine_checked
+
+            checked = machine_checked(searches_under(root))
+        show_checked(checked, as_json=as_json)
+        return
     from lorafront.search.doctor_report import as_json as in_json
     from lorafront.search.doctor_report import examined, lines
 

@@ -53,6 +53,7 @@ def examine(root: str, token: str) -> Facts:
         disk=shutil.disk_usage(root).free if Path(root).is_dir() else 0,
         versions=versions_here(),
         ahead=time.time(),
+        guarded=os.environ.get("RAY_AUTH_MODE") == "token",
         root=_root_problem(Path(root), token),
     )
 

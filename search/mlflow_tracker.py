@@ -75,7 +75,7 @@ def open_tracking(search: SearchFile, root: RootPaths) -> Tracking:
     else:
         artifacts = (root.mlflow_artifacts / search.name).absolute().as_uri()
         return Tracking(f"sqlite:///{root.mlflow_db.absolute()}", "default", artifacts)
-    return Tracking(uri, source, None, _unreachable(uri))
+    return Tracking(uri, source, None, unreachable(uri))
 
 
 def shown(uri: str) -> str:
@@ -83,7 +83,8 @@ def shown(uri: str) -> str:
     return re.sub(r"://[^/@]*@", "://…@", uri)
 
 
-def _unreachable(uri: str) -> str:
+def unreachable(uri: str) -> str:
+    """Why no server answers there, in words; empty where one does, or the address is no server's."""
     scheme = uri.split(":", 1)[0]
     if scheme not in {"http", "https"}:
         known = {"sqlite", "postgresql", "mysql", "mssql", "databricks", "databricks-uc"}
@@ -131,7 +132,7 @@ def _follow(tracking: Tracking, paths: SearchPaths, stop: threading.Event, failu
         last = stop.wait(wait)
         wait = CYCLE_SECONDS
         try:
-            away = _unreachable(tracking.uri) if tracking.uri.startswith("http") else ""
+            away = unreachable(tracking.uri) if tracking.uri.startswith("http") else ""
             if away:
                 failures[:], wait = [away], RETRY_SECONDS
             else:

@@ -31,6 +31,7 @@ class Facts:
         disk: free bytes where the root is.
         versions: of what has to be equal everywhere, by package.
         ahead: seconds that its clock is ahead of the driver's, within half of the time that the answer took.
+        guarded: whether Ray asks for a token there.
         root: why the root is not the driver's, in words; empty where it is.
     """
 
@@ -40,6 +41,7 @@ class Facts:
     disk: int = 0
     versions: dict[str, str] = field(default_factory=dict)
     ahead: float = 0.0
+    guarded: bool = False
     root: str = ""
 
 
@@ -68,7 +70,9 @@ class Node:
     problem: str = ""
 
     def __str__(self) -> str:
-        """As messages name it."""
+        """As messages name it; a machine without a cluster has no id."""
+        if not self.id:
+            return "this machine"
         return f"node {self.address} ({self.id[:8]})"
 
 

@@ -9,6 +9,7 @@ import logging
 import os
 import secrets
 import shutil
+import socket
 import tempfile
 import threading
 import time
@@ -33,6 +34,7 @@ SOCKET_ROOM = 20  # characters of a temporary folder; Ray puts sockets below it,
 IMPORTS = "lorafront.search.worker_imports"
 READY = "LORAFRONT_READY"  # the folder in which each process that has imported them leaves a file
 IMPORTED = GIB  # more than a process holds after them; half of that measured
+CONNECT_SECONDS = 5.0  # in which the head of a cluster takes a connection
 SHARE = 1 / 4  # of the free memory that all of them may take
 PATIENCE = 60.0  # seconds for the imports; after them Ray starts processes that import by themselves
 
@@ -89,6 +91,12 @@ class RayCluster:
         """Whether its GPUs are only pretended."""
         return self._gpus is not None
 
+    def asked(self, root: RootPaths) -> list[Node]:
+        """Its nodes, with what each says of itself; see `look`."""
+        from lorafront.search.cluster import asked, living
+
+        return asked(living(), root)
+
     def look(self, root: RootPaths) -> list[Node]:
         """The nodes of a cluster that was joined, each asked what it has; none of a Ray of our own.
 
@@ -99,9 +107,9 @@ class RayCluster:
             InvalidInput: what keeps trials from running there.
         """
         if self._address:
-            from lorafront.search.cluster import asked, living, versions_here
+            from lorafront.search.cluster import versions_here
 
-            self.nodes = asked(living(), root)
+            self.nodes = self.asked(root)
             wrong = [str(finding) for finding in findings(self.nodes, versions_here()) if finding.damage]
             if (self._gpus or 0) > (there := sum(node.gpus for node in self.nodes)):
                 wrong.append(f"--devices pretends {self._gpus} GPUs, and the nodes were started with {there}")
@@ -172,12 +180,20 @@ def _join(address: str) -> None:
         InvalidInput: there is none that would have us.
     """
     import ray
+    from ray._private.services import canonicalize_bootstrap_address
 
+    found = None
     try:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, configure_logging=True)
-    except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+        found = canonicalize_bootstrap_address(address)
+        if found is None:
+            raise ConnectionError("there is none on this machine")
+        host, _, port = found.rpartition(":")
+        with socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS):
+            pass  # Ray itself tries for ever where nobody answers
+        ray.init(address=found, log_to_driver=False, logging_level=logging.ERROR, configure_logging=True)
+    except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         said = " ".join(str(error).split())
-        raise InvalidInput(f"{ADDRESS}: no Ray at {address} lets this process in ({said})") from error
+        raise InvalidInput(f"{ADDRESS}: no Ray at {found or address} lets this process in ({said})") from error
 
 
 def _start(folder: Path, gpus: int | None, *, imports: bool) -> None:

@@ -89,6 +89,13 @@ class RayNodes:
         """What a driver has in its environment."""
         return {**self.environment, "LORAFRONT_RAY": self.address}
 
+    def lorafront(self, *arguments: str, **changed: str) -> subprocess.CompletedProcess[str]:
+        """A command of a user who has the token."""
+        return subprocess.run(
+            [sys.executable, "-m", "lorafront.search.cli", *arguments], env={**self.driver, **changed},
+            capture_output=True, text=True, timeout=120, check=False,
+        )  # fmt: skip
+
     def end(self) -> None:
         for node in [*self.workers, self.head]:
             node.kill()

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import inspect
 import types
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from reference_markdown import page, table
+from typer import Typer
 from typer.models import ArgumentInfo
 
 from lorafront.search.cli import app
@@ -34,15 +35,27 @@ class Parameter:
 
 def commands_page() -> str:
     """A heading, a usage line and a table for each command."""
-    found = sorted((info.name or info.callback.__name__, info.callback) for info in app.registered_commands)
+    found = sorted(commands(app))
     blocks = [INTRO]
-    blocks.append(table(["command", ""], [[f"[`{name}`](#lorafront-{name})", said(work)] for name, work in found]))
+    blocks.append(
+        table(
+            ["command", ""], [[f"[`{name}`](#lorafront-{name.replace(' ', '-')})", said(work)] for name, work in found]
+        )
+    )
     for name, work in found:
         shown = [one for one in parameters(work) if not one.hidden]
         rows = [[f"`{one.called}`", one.value, one.default, one.help] for one in shown]
         blocks += [f"## lorafront {name}", said(work), usage(name, shown)]
         blocks.append(table(["", "value", "default", "meaning"], rows))
     return page("Commands", *blocks)
+
+
+def commands(of: Typer, before: str = "") -> Iterator[tuple[str, Callable[..., Any]]]:
+    """Name and function of each, also of those that have a first word in common."""
+    for info in of.registered_commands:
+        yield before + (info.name or info.callback.__name__), info.callback
+    for group in of.registered_groups:
+        yield from commands(group.typer_instance, f"{before}{group.name} ")
 
 
 def said(work: Callable[..., Any]) -> str:

@@ -157,3 +157,55 @@ def test_a_node_that_is_cut_off_trains_on_where_nobody_looks(driven: Driven) -> 
     epochs = {line.epoch for line in read_witness(driven.root / "witness.jsonl") if line.number == moved.number}
     assert len(epochs) == 2
     assert moved.epoch == max(epochs)
+
+
+def test_a_cluster_is_checked_and_what_is_wrong_keeps_a_search_from_starting(driven: Driven, cluster: RayNodes) -> None:
+    """Every node is named with what it has; a root that is another folder there is refused before the first trial."""
+    cluster.add(2, "--num-gpus", "1")
+    root = ["--root", str(driven.root)]
+    found = json.loads(cluster.lorafront("cluster", "check", "--json", *root).stdout)
+    assert sorted((node["cores"], node["gpus"]) for node in found["nodes"]) == [(0, 0), (2, 1)]
+    assert all(node["facts"]["guarded"] for node in found["nodes"])
+    (lacking,) = [finding for finding in found["findings"] if finding["damage"]]
+    assert "1 GPUs for Ray, and NVIDIA's driver shows none there" in lacking["what"]
+    told = cluster.lorafront("cluster", "check", *root)
+    assert told.returncode == 2
+    assert max(map(len, told.stdout.splitlines()[:6])) <= 80
+    driven.start(cluster)
+    assert driven.end() == 2
+    assert "NVIDIA's driver shows none there" in driven.said
+    assert not (driven.root / "s").exists()
+
+
+def test_without_the_token_nobody_joins(driven: Driven, cluster: RayNodes) -> None:
+    """Nor where no Ray listens; each in one line."""
+    for changed in ({"RAY_AUTH_TOKEN": "0" * 64}, {"LORAFRONT_RAY": "127.0.0.1:9"}):
+        refused = cluster.lorafront("cluster", "check", "--root", str(driven.root), **changed)
+        assert refused.returncode == 2
+        assert "lets this process in" in refused.stderr.strip().splitlines()[-1]
+
+
+def test_a_worker_that_hangs_on_another_machine_is_ended_there(driven: Driven, cluster: RayNodes) -> None:
+    """F8 on a cluster: by a task on its node."""
+    worker = cluster.add(1)
+    sleeper = subprocess.Popen([sys.executable, "-S", "-c", "import time; time.sleep(300)"])
+    (node,) = [
+        one
+        for one in json.loads(cluster.lorafront("cluster", "check", "--json", "--root", str(driven.root)).stdout)[
+            "nodes"
+        ]
+        if one["cores"]
+    ]
+    script = (
+        "import sys, ray, psutil; from lorafront.search.cluster import end_elsewhere; "
+        "from lorafront.trainables.heartbeat import Sign; ray.init(address=sys.argv[1], log_to_driver=False); "
+        "pid = int(sys.argv[2]); end_elsewhere(Sign(pid, psutil.Process(pid).create_time(), 0, '', sys.argv[3]))"
+    )
+    subprocess.run(
+        [sys.executable, "-c", script, cluster.address, str(sleeper.pid), node["id"]],
+        env=cluster.driver,
+        check=True,
+        timeout=120,
+    )
+    assert sleeper.wait(10) == -9
+    assert worker.process.poll() is None
