@@ -3,6 +3,8 @@
 ROOT/mlflow.db, ROOT/mlflow-artifacts/    MLflow's default store, one for all searches under the root
 ROOT/tokens/                              token rows, shared by searches
 ROOT/traced/                              what memory is predicted from, shared by searches
+ROOT/submitted/NAME/record.json           how to go on with a search that was submitted (search/submitted.py)
+ROOT/submitted/NAME/files/, lock          what travelled with it, and the lock of whoever changes the record
 ROOT/NAME/search.yaml                     the file as the user wrote it
 ROOT/NAME/study.db                        Optuna storage: the only source of truth
 ROOT/NAME/study.json                      in its place where the study is in PostgreSQL: which one (search/database.py)
@@ -29,7 +31,7 @@ from lorafront.trainables.orders import OrderFolder
 from lorafront.trainables.trial import TrialFolder
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
-RESERVED = frozenset({"tokens", "traced", "mlflow-artifacts", "mlflow.db"})
+RESERVED = frozenset({"tokens", "traced", "submitted", "mlflow-artifacts", "mlflow.db"})
 
 
 def check_name(name: str) -> str:
@@ -79,6 +81,10 @@ class RootPaths:
     def traced(self) -> Path:
         """Traced training steps."""
         return self.root / "traced"
+
+    def submitted(self, name: str = "") -> Path:
+        """Folder of what is kept of a search that was submitted; without a name that of all."""
+        return self.root / "submitted" / name
 
     def search(self, name: str) -> SearchPaths:
         """Names of one search."""
