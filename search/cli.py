@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lorafront.search import cli_export, cli_init, cli_register  # noqa: F401  # more commands
+from lorafront.search import cli_export, cli_init, cli_register, cli_remote  # noqa: F401  # more commands
 from lorafront.search.cli_choosing import show_confirmation  # and with it more commands
 from lorafront.search.cli_cluster import show_checked  # and with it more commands
 from lorafront.search.cli_end import end
+from lorafront.search.cli_remote import Address, Submitted, hold, options, resume_as_jobs, there
 from lorafront.search.cli_shared import (
     Devices,
     Engine,
@@ -144,9 +145,21 @@ def run(
 
 @app.command()
 def resume(
-    name: Name, root: Root = None, as_json: Json = False, engine: Engine = "process", devices: Devices = ""
+    name: Name = "",
+    root: Root = None,
+    as_json: Json = False,
+    engine: Engine = "process",
+    devices: Devices = "",
+    submitted: Submitted = False,
+    address: Address = "",
 ) -> None:
     """Go on with a search that was interrupted."""
+    there(address, root, "" if submitted else "--submitted")
+    if submitted:
+        resume_as_jobs(name, root, options(engine, devices), as_json=as_json)
+        return
+    if not name:
+        raise InvalidInput("name the search to go on with; --submitted goes on with all that were submitted")
     from lorafront.search.placement import rehearsed
     from lorafront.search.run import resume_search
 
@@ -162,11 +175,14 @@ def stop(
     now: Annotated[bool, typer.Option("--now", help="Do not wait for rungs: save at the next optimizer step.")] = False,
     trial: Annotated[int | None, typer.Option(min=0, help="End this trial alone, for good, at its next rung.")] = None,
     root: Root = None,
+    address: Address = "",
 ) -> None:
     """Stop a search that runs: no new trials, those that run leave at their next rung; `resume` goes on."""
     from lorafront.search.read_only import refuse_imported
     from lorafront.search.requests import Request, send
 
+    there(address, root)
+    held = trial is None and hold(name, root)
     table, paths = study_of(name, root)
     refuse_imported(table.search, "stop")
     if trial is not None and now:
@@ -176,7 +192,8 @@ def stop(
         raise InvalidInput(f"trial {trial} does not run: {ended.get(trial, 'there is no trial of that number')}")
     request = Request(kind="stop", now=now) if trial is None else Request(kind="cancel", trial=trial)
     if not send(paths, request):
-        typer.echo(f"no process runs {name}, so there is nothing to stop")
+        stays = "; it does not come back by itself any more" if held else ", so there is nothing to stop"
+        typer.echo(f"no process runs {name}{stays}")
     elif trial is not None:
         typer.echo(f"trial {trial} of {name} ends at its next rung; the search goes on")
     else:
@@ -215,10 +232,11 @@ def extend(
 
 
 @app.command(name="list")
-def list_searches(root: Root = None, as_json: Json = False) -> None:
+def list_searches(root: Root = None, as_json: Json = False, address: Address = "") -> None:
     """List the searches."""
     from lorafront.search.tables import plain_table, search_rows
 
+    there(address, root)
     paths = searches_under(root)
     rows = search_rows(paths)
     if as_json:
@@ -230,11 +248,12 @@ def list_searches(root: Root = None, as_json: Json = False) -> None:
 
 
 @app.command()
-def status(name: Name, root: Root = None, as_json: Json = False) -> None:
+def status(name: Name, root: Root = None, as_json: Json = False, address: Address = "") -> None:
     """Show every trial of a search and where it stands."""
     from lorafront.search.ownership import is_driven
     from lorafront.search.tables import failure_lines, summary, trial_rows, trials_table
 
+    there(address, root)
     table, paths = study_of(name, root)
     driven = is_driven(paths)
     if as_json:
@@ -265,6 +284,7 @@ def pareto(
     plot: Annotated[Path | None, typer.Option(help="Write a picture (PNG).")] = None,
     under: Annotated[str | None, typer.Option(help="The best within so much VRAM, such as 8GB.")] = None,
     confirmed: Annotated[bool, typer.Option("--confirmed", help="What `confirm` has found so far.")] = False,
+    address: Address = "",
 ) -> None:
     """Show the Pareto front of a search."""
     from lorafront.search import front as fronts
@@ -272,6 +292,9 @@ def pareto(
     from lorafront.search.confirm import confirmation_of
     from lorafront.search.tables import baseline_lines, front_csv, front_table
 
+    if address and plot is not None:
+        raise InvalidInput("--plot writes a file where the command runs; leave it out with --address")
+    there(address, root)
     table, _ = study_of(name, root)
     if confirmed:
         found = confirmation_of(table, searches_under(root))

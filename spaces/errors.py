@@ -7,6 +7,7 @@
     ├── SearchOwned (RuntimeError)             another driver is alive
     ├── StateUnreadable (RuntimeError)         a study or a checkpoint that cannot be read; nothing is started over
     ├── CheckpointInvalid (ValueError)         a checkpoint whose manifest does not verify
+    ├── NoCluster (ConnectionError)            a Ray cluster that does not answer, or refuses
     ├── NotTraced (RuntimeError)               a model whose peak memory cannot be told before it trains
     ├── Incomplete (RuntimeError)              the search stopped before its budget was spent; `resume` goes on
     └── NoFront (LookupError)                  no feasible trial at full fidelity
@@ -67,6 +68,12 @@ class InvalidInput(LorafrontError, ValueError):
 
 class NotTraced(LorafrontError, RuntimeError):
     """A model whose training step cannot be run on tensors without content."""
+
+    exit_code = 2
+
+
+class NoCluster(LorafrontError, ConnectionError):
+    """A Ray cluster does not answer, or refuses what is asked."""
 
     exit_code = 2
 

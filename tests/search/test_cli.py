@@ -463,3 +463,30 @@ def test_a_file_that_asks_for_it_is_confirmed_when_its_search_has_ended(
     assert "search asks-confirm: " in err
     assert json.loads(run("confirm", "asks", "--engine", "toy", "--json")[1]) == shown
     assert read_study(Path("runs/asks-confirm/study.db")).trials == own.trials
+
+
+def test_what_would_be_elsewhere_is_refused(run: Run) -> None:
+    """A folder of this machine means nothing on a cluster, and a picture would be written there."""
+    assert run("status", "s", "--root", "here", "--address", "http://127.0.0.1:1")[::2] == (
+        2, "--root is of this machine; a cluster's root is what LORAFRONT_ROOT says there\n",
+    )  # fmt: skip
+    code, _, errors = run("pareto", "s", "--plot", "front.png", "--address", "http://127.0.0.1:1")
+    assert (code, "--plot writes a file" in errors) == (2, True)
+    code, _, errors = run("resume")
+    assert (code, "name the search" in errors) == (2, True)
+
+
+def test_a_cluster_that_is_away_is_one_line(run: Run) -> None:
+    """With what to look at."""
+    pytest.importorskip("aiohttp", reason="needs ray[default]")
+    code, out, errors = run("list", "--address", "http://127.0.0.1:1")
+    assert (code, out, errors.count("\n")) == (2, "", 1)
+    assert "http://127.0.0.1:1 does not answer" in errors
+
+
+def test_a_file_is_refused_before_a_cluster_is_asked(run: Run, tmp_path: Path) -> None:
+    """One that names what is not there, with the place in it."""
+    (tmp_path / "x.yaml").write_text("name: x\nmodel: org/model\ndata: {path: rows.jsonl}\n")
+    code, out, errors = run("submit", "x.yaml", "--address", "http://127.0.0.1:1")
+    assert (code, out) == (2, "")
+    assert errors.startswith("x.yaml:3:8  data.path: rows.jsonl is neither in ")
