@@ -14,6 +14,7 @@ from pathlib import Path
 from support import PROJECT
 
 PASSWORD = "planted:it's secret"
+RUNS_PASSWORD = "another planted one"
 CONNECTIONS = 20
 
 
@@ -35,7 +36,7 @@ class Postgres:
         self.do("start")
 
     def do(self, command: str) -> None:
-        secrets = {"STUDIES_PASSWORD": PASSWORD, "RUNS_PASSWORD": "another", "MAX_CONNECTIONS": str(CONNECTIONS)}
+        secrets = {"STUDIES_PASSWORD": PASSWORD, "RUNS_PASSWORD": RUNS_PASSWORD, "MAX_CONNECTIONS": str(CONNECTIONS)}
         secrets["LISTEN"] = self._address
         script = [str(PROJECT / "docker" / "postgres.sh"), command, str(self._folder), str(self.port)]
         subprocess.run(script, check=True, env={**os.environ, **secrets}, timeout=120, cwd="/")
