@@ -6,6 +6,7 @@
 # calls it), STUDIES_PASSWORD (LORAFRONT_DATABASE's), MLFLOW_TRACKING_PASSWORD.
 set -eu
 . "$(dirname "$0")/secret.sh"
+# shellcheck disable=SC2034 # `secret` reads it
 RAY_AUTH_TOKEN_FILE=${RAY_AUTH_TOKEN_PATH:-}
 secret RAY_AUTH_TOKEN
 if [ -n "${STUDIES_PASSWORD:-}${STUDIES_PASSWORD_FILE:-}" ]; then

@@ -5,6 +5,7 @@
 #   RAY_PORT          (6379)
 #   DASHBOARD_HOST, DASHBOARD_PORT   where the server for jobs listens (127.0.0.1, 8265)
 #   NODE_CPUS, NODE_GPUS             what it lends to trials (0, 0)
+#   AGENT_PORT        of the node's agent, for health checks; none is any
 #   RAY_FOLDER        Ray's temporary folder, with a short name (/tmp/ray)
 #
 # Secrets: those of driver.sh, whose environment the drivers inherit.
@@ -20,8 +21,8 @@ fi
 export NODE_IP RAY_START_HOOK=lorafront.search.ray_node.prepare
 
 ray start --head --block --node-ip-address "$NODE_IP" --port "$port" --temp-dir "${RAY_FOLDER:-/tmp/ray}" \
-    --num-cpus "${NODE_CPUS:-0}" --num-gpus "${NODE_GPUS:-0}" --dashboard-agent-listen-port 0 --include-dashboard true \
-    --dashboard-host "${DASHBOARD_HOST:-127.0.0.1}" --dashboard-port "${DASHBOARD_PORT:-8265}" &
+    --num-cpus "${NODE_CPUS:-0}" --num-gpus "${NODE_GPUS:-0}" --dashboard-agent-listen-port "${AGENT_PORT:-0}" \
+    --include-dashboard true --dashboard-host "${DASHBOARD_HOST:-127.0.0.1}" --dashboard-port "${DASHBOARD_PORT:-8265}" &
 ray=$!
 
 # Searches that were submitted to a head that is gone go on. Where lorafront has no such command, nothing happens.
@@ -32,12 +33,18 @@ go_on() {
 go_on || true &
 resumed=$!
 
-trap 'kill -TERM "$resumed" "$ray" 2>/dev/null || true' TERM INT
+# The driver first: it stops its trials, which needs Ray.
+# shellcheck disable=SC2329 # by the trap
+end() {
+    trap - TERM INT
+    kill -TERM "$resumed" 2>/dev/null || true
+    wait "$resumed" || true
+    kill -TERM "$ray" 2>/dev/null || true
+    wait "$ray" || true
+    exit 0
+}
+trap end TERM INT
 status=0
 wait "$ray" || status=$?
-if kill -0 "$ray" 2>/dev/null; then # a signal ends `wait` before Ray has ended
-    status=0
-    wait "$ray" || status=$?
-fi
 kill -TERM "$resumed" 2>/dev/null || true
 exit "$status"

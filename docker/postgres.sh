@@ -11,6 +11,7 @@ set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 . "$here/secret.sh"
 command=$1 folder=$2 port=${3:-5432}
+# shellcheck disable=SC2012 # names of versions
 bin=$(ls -d /usr/lib/postgresql/*/bin 2>/dev/null | sort -V | tail -n 1)
 bin=${bin:-$(dirname "$(command -v pg_ctl)")}
 
