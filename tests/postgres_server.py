@@ -32,6 +32,9 @@ class Postgres:
     def url(self, user: str = "lorafront") -> str:
         return f"postgresql://{user}@{self._address}:{self.port}/lorafront"
 
+    def pid(self) -> int:
+        return int((self._folder / "data" / "postmaster.pid").read_text().split()[0])
+
     def start(self) -> None:
         self.do("start")
 
