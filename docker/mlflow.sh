@@ -28,6 +28,8 @@ cat >"$MLFLOW_AUTH_CONFIG_PATH" <<INI
 [mlflow]
 default_permission = READ
 database_uri = $DATABASE
+# Else the hash of a password is computed anew at each request. A changed password counts everywhere after these seconds.
+auth_cache_ttl_seconds = 60
 authorization_function = mlflow.server.auth:authenticate_request_basic_auth
 INI
 

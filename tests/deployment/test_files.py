@@ -1,4 +1,4 @@
-"""What stands in docker/: an image, a compose file, manifests and scripts that hold to what docs/how-to/deploy.md says."""
+"""What stands in docker/: image, compose file, manifests and scripts keep to what docs/how-to/deploy.md says."""
 
 from __future__ import annotations
 
@@ -193,7 +193,8 @@ class TestCompose:
             ["mlflow.sh"], ["head.sh"], ["worker.sh"],
         ]  # fmt: skip
         inside = (DOCKER / "Dockerfile").read_text()
-        assert all(f"docker/{name}" in inside for name in ("mlflow.sh", "head.sh", "worker.sh", "driver.sh", "secret.sh"))
+        scripts = ("mlflow.sh", "head.sh", "worker.sh", "driver.sh", "secret.sh")
+        assert all(f"docker/{name}" in inside for name in scripts)
         assert all((DOCKER / config["file"]).is_file() for config in compose["configs"].values())
 
     def test_gpus_are_reserved_by_one_worker(self) -> None:

@@ -33,7 +33,7 @@ def test_versions_are_those_that_were_tested_together(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["requirements.txt", "torch-cpu.txt", "torch-cuda.txt", "build.txt"])
 def test_every_version_has_hashes(name: str) -> None:
-    """pip refuses anything else that somebody puts in its place."""
+    """Else pip refuses it, and so it does what somebody puts in its place."""
     for entry in re.split(r"\n(?=\w)", (DOCKER / name).read_text().strip()):
         assert re.fullmatch(r"[\w.-]+==\S+( ; [^\\]+)?( \\\n    --hash=sha256:[0-9a-f]{64})+", entry.rstrip()), entry
 

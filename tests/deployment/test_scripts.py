@@ -12,7 +12,12 @@ from support import PROJECT
 DOCKER = PROJECT / "docker"
 GOOD = "f3b1c09d5e7a2846"
 SECRETS = {
-    "mlflow.sh": ["RUNS_PASSWORD", "MLFLOW_AUTH_ADMIN_PASSWORD", "MLFLOW_FLASK_SERVER_SECRET_KEY", "AWS_SECRET_ACCESS_KEY"],
+    "mlflow.sh": [
+        "RUNS_PASSWORD",
+        "MLFLOW_AUTH_ADMIN_PASSWORD",
+        "MLFLOW_FLASK_SERVER_SECRET_KEY",
+        "AWS_SECRET_ACCESS_KEY",
+    ],
     "head.sh": ["RAY_AUTH_TOKEN"],
     "worker.sh": ["RAY_AUTH_TOKEN"],
     "driver.sh": ["RAY_AUTH_TOKEN"],
@@ -24,7 +29,7 @@ KNOWN = ["", "short", "password1234", "Password1234", "postgres-password", "mini
 
 def started(script: str, tmp_path: Path, **secrets: str) -> tuple[int, str]:
     """Its exit code and what it says; no program that it could start is on the path."""
-    names = {name: GOOD for name in SECRETS[script]}
+    names = dict.fromkeys(SECRETS[script], GOOD)
     environment = {
         "PATH": "/usr/bin:/bin", "DATABASE": "postgresql+psycopg://mlflow@127.0.0.1:1/mlflow", "ARTIFACTS": "s3://b",
         "FOLDER": str(tmp_path), "AWS_ACCESS_KEY_ID": GOOD, **names, **secrets,
@@ -53,9 +58,10 @@ def test_a_password_may_stand_in_a_file(tmp_path: Path) -> None:
     file.write_text("password1234\n")
     assert "is a known default" in started("driver.sh", tmp_path, RAY_AUTH_TOKEN="", RAY_AUTH_TOKEN_PATH=str(file))[1]
     file.write_text(f"{GOOD}\n")
+    show = 'echo "$RAY_AUTH_TOKEN $PGPASSWORD $RAY_AUTH_MODE ${STUDIES_PASSWORD-}"'
     told = subprocess.run(
-        [str(DOCKER / "driver.sh"), "sh", "-c", 'echo "$RAY_AUTH_TOKEN $PGPASSWORD $RAY_AUTH_MODE ${STUDIES_PASSWORD-}"'],
+        [str(DOCKER / "driver.sh"), "sh", "-c", show],
         env={"PATH": os.defpath, "RAY_AUTH_TOKEN_PATH": str(file), "STUDIES_PASSWORD": "it's \"one\" of $many"},
         capture_output=True, text=True, check=True, timeout=60,
     ).stdout  # fmt: skip
-    assert told.strip() == f"{GOOD} it's \"one\" of $many token"
+    assert told.strip() == f'{GOOD} it\'s "one" of $many token'
