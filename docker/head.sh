@@ -11,13 +11,10 @@
 # Secrets: those of driver.sh, whose environment the drivers inherit.
 set -eu
 . "$(dirname "$0")/driver.sh"
-NODE_IP=${NODE_IP:-127.0.0.1}
+NODE_IP=$(getent ahostsv4 "${NODE_IP:-127.0.0.1}" | awk '{ print $1; exit }')
 port=${RAY_PORT:-6379}
-if [ "$NODE_IP" = 127.0.0.1 ]; then
-    export RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0 # so that drivers, too, leave 127.0.0.1 as it is
-else
-    NODE_IP=$(getent ahostsv4 "$NODE_IP" | awk '{ print $1; exit }')
-fi
+# So that drivers, too, leave 127.0.0.1 as it is.
+if [ "$NODE_IP" = 127.0.0.1 ]; then export RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0; fi
 export NODE_IP RAY_START_HOOK=lorafront.search.ray_node.prepare
 
 ray start --head --block --node-ip-address "$NODE_IP" --port "$port" --temp-dir "${RAY_FOLDER:-/tmp/ray}" \

@@ -10,7 +10,7 @@
 set -eu
 . "$(dirname "$0")/driver.sh"
 head=${HEAD:-127.0.0.1:6379}
-case $head in 127.0.0.1:*) NODE_IP=127.0.0.1 ;; esac
+if [ "$(getent ahostsv4 "${head%:*}" | awk '{ print $1; exit }')" = 127.0.0.1 ]; then NODE_IP=127.0.0.1; fi
 export NODE_IP="${NODE_IP:-}" RAY_START_HOOK=lorafront.search.ray_node.prepare
 set -- --block --address "$head" --dashboard-agent-listen-port "${AGENT_PORT:-0}"
 if [ -n "$NODE_IP" ]; then set -- "$@" --node-ip-address "$NODE_IP"; fi
