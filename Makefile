@@ -29,7 +29,7 @@ tests:
 # Whole searches under kills, full disks and hung servers; a quarter of an hour on two cores.
 faults: .venv/installed-test
 	$(BIN)/python -m pytest tests/faults -m "faults or not faults" --durations=10
-	$(BIN)/python -m pytest tests/search -m faults --durations=10
+	$(BIN)/python -m pytest tests/search tests/deployment -m faults --durations=10
 
 # Whole trainings and simulations beside those of `make test`; a quarter of an hour on two cores.
 slow: .venv/installed-test

@@ -9,7 +9,9 @@
 # (127.0.0.1; further addresses with commas, for whom passwords are asked too, and nothing is encrypted).
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
+. "$here/secret.sh"
 command=$1 folder=$2 port=${3:-5432}
+# shellcheck disable=SC2012 # names of versions
 bin=$(ls -d /usr/lib/postgresql/*/bin 2>/dev/null | sort -V | tail -n 1)
 bin=${bin:-$(dirname "$(command -v pg_ctl)")}
 
@@ -30,14 +32,14 @@ start)
         start
         exit
     fi
-    : "${STUDIES_PASSWORD:?is not set}" "${RUNS_PASSWORD:?is not set}"
+    secret STUDIES_PASSWORD
+    secret RUNS_PASSWORD
     mkdir -p "$folder"
     if [ "$(id -u)" -eq 0 ]; then chown postgres "$folder"; fi
     as_owner "$bin/initdb" --pgdata "$folder/data" --encoding UTF8 --no-locale \
         --auth-local peer --auth-host scram-sha-256 >/dev/null
     echo "host all all samenet scram-sha-256" | as_owner tee -a "$folder/data/pg_hba.conf" >/dev/null
     start
-    export STUDIES_PASSWORD RUNS_PASSWORD
     as_owner "$bin/psql" --quiet --no-psqlrc --host "$folder" --port "$port" --dbname postgres <"$here/databases.sql"
     ;;
 stop) as_owner "$bin/pg_ctl" stop --silent --wait --mode fast --pgdata "$folder/data" ;;

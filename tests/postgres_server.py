@@ -14,6 +14,7 @@ from pathlib import Path
 from support import PROJECT
 
 PASSWORD = "planted:it's secret"
+RUNS_PASSWORD = "another planted one"
 CONNECTIONS = 20
 
 
@@ -31,11 +32,14 @@ class Postgres:
     def url(self, user: str = "lorafront") -> str:
         return f"postgresql://{user}@{self._address}:{self.port}/lorafront"
 
+    def pid(self) -> int:
+        return int((self._folder / "data" / "postmaster.pid").read_text().split()[0])
+
     def start(self) -> None:
         self.do("start")
 
     def do(self, command: str) -> None:
-        secrets = {"STUDIES_PASSWORD": PASSWORD, "RUNS_PASSWORD": "another", "MAX_CONNECTIONS": str(CONNECTIONS)}
+        secrets = {"STUDIES_PASSWORD": PASSWORD, "RUNS_PASSWORD": RUNS_PASSWORD, "MAX_CONNECTIONS": str(CONNECTIONS)}
         secrets["LISTEN"] = self._address
         script = [str(PROJECT / "docker" / "postgres.sh"), command, str(self._folder), str(self.port)]
         subprocess.run(script, check=True, env={**os.environ, **secrets}, timeout=120, cwd="/")

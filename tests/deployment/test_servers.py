@@ -1,0 +1,297 @@
+"""The servers of docker/compose.yaml as processes on this machine, by the same scripts: PostgreSQL, MLflow, Ray.
+
+All listens on loopback, nothing answers without its password or token, and a search runs on all of it.
+"""
+
+from __future__ import annotations
+
+import base64
+import importlib.util
+import ipaddress
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from postgres_server import PASSWORD, RUNS_PASSWORD, Postgres, served, why_none
+from support import PROJECT, TINY_LLAMA
+
+pytestmark = pytest.mark.faults
+DOCKER = PROJECT / "docker"
+TOKEN = "planted-ray-token-of-the-tests"
+MLFLOW_PASSWORD = "planted-mlflow-login"
+SLOW = 180  # seconds, on a machine that others load too
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return int(probe.getsockname()[1])
+
+
+def environment(**more: str) -> dict[str, str]:
+    """What a process gets that knows nothing of this one's Ray and servers."""
+    ours = ("RAY_", "MLFLOW_", "LORAFRONT_", "PG")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
+    path = f"{Path(sys.executable).parent}{os.pathsep}{kept['PATH']}"
+    return {**kept, "PATH": path, "OMP_NUM_THREADS": "1", **more}
+
+
+@dataclass
+class Servers:
+    """The processes, and where they listen."""
+
+    folder: Path
+    postgres: Postgres
+    ray: int = field(default_factory=free_port)
+    jobs: int = field(default_factory=free_port)
+    mlflow: int = field(default_factory=free_port)
+    processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+
+    def start(self, name: str, script: str, **settings: str) -> None:
+        with (self.folder / f"{name}.log").open("wb") as log:
+            self.processes[name] = subprocess.Popen(
+                [str(DOCKER / script)], env=environment(**settings), stdout=log, stderr=log, cwd=self.folder,
+                start_new_session=True,
+            )  # fmt: skip
+
+    def until(self, name: str, done: Callable[[], bool]) -> None:
+        """Wait for a process to be up."""
+        end = time.monotonic() + SLOW
+        while not done():
+            log = (self.folder / f"{name}.log").read_text()
+            assert self.processes[name].poll() is None, log
+            assert time.monotonic() < end, log
+            time.sleep(0.5)
+
+    def log(self, name: str) -> str:
+        return (self.folder / f"{name}.log").read_text()
+
+    def driver(self, **more: str) -> dict[str, str]:
+        """The environment of a search on all of it."""
+        uri = f"http://127.0.0.1:{self.mlflow}"
+        found = environment(
+            LORAFRONT_RAY=f"127.0.0.1:{self.ray}", RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=TOKEN,
+            RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER="0",  # 127.0.0.1 is meant, as in head.sh
+            LORAFRONT_DATABASE=self.postgres.url(), PGPASSWORD=PASSWORD, LORAFRONT_ROOT=str(self.folder / "root"),
+            MLFLOW_TRACKING_URI=uri, MLFLOW_TRACKING_USERNAME="lorafront", MLFLOW_TRACKING_PASSWORD=MLFLOW_PASSWORD,
+        )  # fmt: skip
+        return {**found, **more}
+
+    def end(self) -> None:
+        for process in reversed(self.processes.values()):
+            if process.poll() is None:
+                process.terminate()
+        for process in self.processes.values():
+            try:
+                process.wait(60)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+
+
+def answer(url: str, body: dict[str, Any] | None = None, **headers: str) -> tuple[int, Any]:
+    """Status and content; 0 while nobody listens."""
+    data = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(url, data, {"Content-Type": "application/json", **headers})
+    try:
+        with urllib.request.urlopen(request, timeout=30) as found:
+            text = found.read()
+            return found.status, json.loads(text) if text.startswith((b"{", b"[")) else text
+    except urllib.error.HTTPError as error:
+        return error.code, error.read()
+    except OSError:
+        return 0, None
+
+
+def basic(password: str) -> str:
+    return "Basic " + base64.b64encode(f"lorafront:{password}".encode()).decode()
+
+
+def nodes(servers: Servers) -> int:
+    """How many live nodes Ray's server for jobs tells of."""
+    url = f"http://127.0.0.1:{servers.jobs}/nodes?view=summary"
+    code, found = answer(url, Authorization=f"Bearer {TOKEN}")
+    return sum(node["raylet"].get("state") == "ALIVE" for node in found["data"]["summary"]) if code == 200 else 0
+
+
+@pytest.fixture(scope="module")
+def servers() -> Iterator[Servers]:
+    """All of them, started as compose.yaml starts them."""
+    if why := why_none():
+        pytest.skip(why)
+    for module in ("flask_wtf", "psycopg", "aiohttp_cors"):
+        if importlib.util.find_spec(module) is None:
+            pytest.skip(f"{module} is not installed")
+    with ExitStack() as over:
+        folder = Path(tempfile.mkdtemp(prefix="lf-", dir="/tmp"))
+        over.callback(shutil.rmtree, folder, ignore_errors=True)
+        found = Servers(folder, over.enter_context(served()))
+        over.callback(found.end)
+        found.start(
+            "mlflow", "mlflow.sh", PORT=str(found.mlflow), ARTIFACTS=str(folder / "artifacts"), WORKERS="1",
+            DATABASE=f"postgresql+psycopg://mlflow@127.0.0.1:{found.postgres.port}/mlflow", RUNS_PASSWORD=RUNS_PASSWORD,
+            MLFLOW_AUTH_ADMIN_PASSWORD=MLFLOW_PASSWORD, MLFLOW_FLASK_SERVER_SECRET_KEY="planted-secret-key",
+        )  # fmt: skip
+        (folder / "token").write_text(TOKEN)
+        token = {"RAY_AUTH_TOKEN_PATH": str(folder / "token")}
+        found.start(
+            "head", "head.sh", RAY_PORT=str(found.ray), DASHBOARD_PORT=str(found.jobs), RAY_FOLDER=str(folder / "ray"),
+            **token,
+        )  # fmt: skip
+        found.until("head", lambda: nodes(found) == 1)
+        for number in (1, 2):  # one after the other: two of the same second take each other's files (Ray 2.60)
+            found.start(
+                f"worker{number}", "worker.sh", HEAD=f"127.0.0.1:{found.ray}", NODE_CPUS="1", NODE_GPUS="0", **token
+            )
+            found.until(f"worker{number}", lambda: nodes(found) == 1 + number)  # noqa: B023  # called at once
+        found.until("mlflow", lambda: answer(f"http://127.0.0.1:{found.mlflow}/health")[0] == 200)
+        yield found
+
+
+def test_all_listens_on_loopback(servers: Servers) -> None:
+    """Each process of each server."""
+    begun = [psutil.Process(process.pid) for process in servers.processes.values()]
+    begun += [psutil.Process(servers.postgres.pid())]
+    listening = {
+        (process.pid, connection.laddr.ip, connection.laddr.port)
+        for root in begun
+        for process in (root, *root.children(recursive=True))
+        for connection in process.net_connections("inet")
+        if connection.status == psutil.CONN_LISTEN
+    }
+    ports = {port for _, _, port in listening}
+    assert {servers.ray, servers.jobs, servers.mlflow, servers.postgres.port} <= ports
+    assert 10001 not in ports  # Ray's client
+    assert len(ports) > 12
+    assert all(ipaddress.ip_address(ip.removeprefix("::ffff:")).is_loopback for _, ip, _ in listening), listening
+
+
+def test_mlflow_asks_for_its_password_and_knows_its_name(servers: Servers) -> None:
+    """Also for a password that everybody knows, and for a name under which a browser was lured to it."""
+    url = f"http://127.0.0.1:{servers.mlflow}/api/2.0/mlflow/experiments/search?max_results=5"
+    assert answer(url)[0] == 401
+    assert answer(url, Authorization=basic("password1234"))[0] == 401
+    assert answer(url, Authorization=basic(MLFLOW_PASSWORD))[0] == 200
+    assert answer(url, Authorization=basic(MLFLOW_PASSWORD), Host="attacker.example.org")[0] == 403
+
+
+def test_ray_runs_no_job_without_its_token(servers: Servers) -> None:
+    """Nor with another one."""
+    url, job = f"http://127.0.0.1:{servers.jobs}/api/jobs/", {"entrypoint": f"touch {servers.folder / 'open'}"}
+    assert answer(url, job)[0] == 401
+    assert answer(url, job, Authorization="Bearer another-token-than-it")[0] in (401, 403)
+    assert answer(url)[0] == 401
+    assert answer(url, Authorization=f"Bearer {TOKEN}") == (200, drivers_of(servers))
+    assert not (servers.folder / "open").exists()
+
+
+def drivers_of(servers: Servers) -> Any:
+    return answer(f"http://127.0.0.1:{servers.jobs}/api/jobs/", Authorization=f"Bearer {TOKEN}")[1]
+
+
+@pytest.mark.parametrize("token", ["", "another-token-than-it"])
+def test_a_driver_without_the_token_is_refused(servers: Servers, token: str) -> None:
+    """It gets no connection."""
+    connect = f"import ray; ray.init('127.0.0.1:{servers.ray}'); print('in')"
+    wrong = servers.driver(RAY_AUTH_TOKEN=token, HOME=str(servers.folder))
+    ended = subprocess.run(
+        [sys.executable, "-c", connect], env=wrong, capture_output=True, text=True, check=False, timeout=SLOW
+    )
+    assert ended.returncode != 0
+    assert "in" not in ended.stdout.split()
+
+
+def test_a_worker_with_another_token_does_not_join(servers: Servers) -> None:
+    """It ends."""
+    wrong = environment(HEAD=f"127.0.0.1:{servers.ray}", RAY_AUTH_TOKEN="another-token-than-it")
+    ended = subprocess.run([str(DOCKER / "worker.sh")], env=wrong, capture_output=True, check=False, timeout=SLOW)
+    assert ended.returncode != 0
+    assert nodes(servers) == 3
+
+
+def search_file(folder: Path, name: str, text_file: Path) -> Path:
+    file = folder / f"{name}.yaml"
+    data = {
+        "name": name, "model": str(TINY_LLAMA), "sampler": "random", "early_stopping": "off",
+        "data": {"path": str(text_file), "max_length": 32, "train_rows": 64, "eval_rows": 8},
+        "space": {"rank": [2, 4, 8, 16], "modules": "attention", "quantization": "bf16", "bias": "none"},
+        "training": {"rows": 32, "rungs": 2, "batch_size": 4}, "budget": {"trials": 4},
+        "tracking": {"required": True},
+    }  # fmt: skip
+    file.write_text(json.dumps(data))
+    return file
+
+
+def lorafront(servers: Servers, *arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "lorafront.search.cli", *arguments], env=servers.driver(**more), text=True,
+        capture_output=True, check=False, timeout=SLOW, cwd=servers.folder,
+    )  # fmt: skip
+
+
+def test_a_search_runs_on_all_of_it(servers: Servers, text_file: Path) -> None:
+    """Trials on Ray's nodes, the study in PostgreSQL, runs in MLflow; nothing on the disk of the driver alone."""
+    before = len(drivers_of(servers))
+    file = search_file(servers.folder, "served", text_file)
+    ended = lorafront(servers, "run", str(file), "--engine", "toy")
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert len(drivers_of(servers)) == before + 1
+    folder = servers.folder / "root" / "served"
+    assert (folder / "study.json").exists()
+    assert not (folder / "study.db").exists()
+    status = json.loads(lorafront(servers, "status", "served", "--json").stdout)
+    assert [trial["state"] for trial in status] == ["COMPLETE"] * 4
+
+    mlflow = f"http://127.0.0.1:{servers.mlflow}/api/2.0/mlflow"
+    login = basic(MLFLOW_PASSWORD)
+    found = answer(f"{mlflow}/experiments/get-by-name?experiment_name=served", Authorization=login)[1]
+    search = {"experiment_ids": [found["experiment"]["experiment_id"]]}
+    runs = answer(f"{mlflow}/runs/search", search, Authorization=login)[1]["runs"]
+    assert [run["info"]["status"] for run in runs] == ["FINISHED"] * 5  # a parent and its trials
+    assert not (servers.folder / "root" / "mlflow.db").exists()
+
+
+def test_the_wrong_password_of_the_database_starts_nothing(servers: Servers, text_file: Path) -> None:
+    """And says which."""
+    file = search_file(servers.folder, "refused", text_file)
+    ended = lorafront(servers, "run", str(file), "--engine", "toy", PGPASSWORD="not the password")
+    assert ended.returncode != 0
+    assert "password authentication failed" in ended.stdout + ended.stderr
+    assert PASSWORD not in ended.stdout + ended.stderr
+
+
+def test_secrets_stand_in_no_file_of_a_cluster(servers: Servers) -> None:
+    """Neither Ray's nor MLflow's, nor the search's; the last test but one, so that there is something to find."""
+    secrets = [secret.encode() for secret in (PASSWORD, RUNS_PASSWORD, TOKEN, MLFLOW_PASSWORD, "planted-secret-key")]
+    read = 0
+    for path in servers.folder.rglob("*"):
+        if path.is_file() and path.name != "token":
+            content = path.read_bytes()
+            read += 1
+            assert not [secret for secret in secrets if secret in content], path
+    assert read > 20
+
+
+def test_a_node_and_the_head_end_when_they_are_told(servers: Servers) -> None:
+    """With all of their processes. The last test: it ends them."""
+    for name in ("worker1", "worker2", "head"):
+        process = servers.processes[name]
+        children = psutil.Process(process.pid).children(recursive=True)
+        assert len(children) > 2, name
+        process.terminate()
+        process.wait(SLOW)
+        _, alive = psutil.wait_procs(children, timeout=60)
+        assert not alive, servers.log(name)
