@@ -22,7 +22,7 @@ ray start --head --block --node-ip-address "$NODE_IP" --port "$port" --temp-dir 
     --include-dashboard true --dashboard-host "${DASHBOARD_HOST:-127.0.0.1}" --dashboard-port "${DASHBOARD_PORT:-8265}" &
 ray=$!
 
-# Searches that were submitted to a head that is gone go on. Where lorafront has no such command, nothing happens.
+# Searches that were submitted to a head that is gone go on.
 go_on() {
     until python3 -c "import socket; socket.create_connection(('$NODE_IP', $port), 1)" 2>/dev/null; do sleep 1; done
     LORAFRONT_RAY="$NODE_IP:$port" exec lorafront resume --submitted

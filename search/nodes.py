@@ -115,21 +115,22 @@ def lacks_bfloat16(nodes: Sequence[Node], quantization: str) -> str:
     return next((f"the GPU of {node} has no bf16; use fp16, or start that node with --num-gpus=0" for node in old), "")
 
 
-def findings(nodes: Sequence[Node], versions: dict[str, str]) -> Iterator[Finding]:
+def findings(nodes: Sequence[Node], versions: dict[str, str], *, pretended: bool = False) -> Iterator[Finding]:
     """What keeps trials from running on each node, or makes them run badly, with what mends it.
 
     Args:
         nodes: that live.
         versions: of the driver.
+        pretended: their GPUs are only that, and none is looked for.
     """
     if not any(node.cores for node in nodes):
         fix = "start a worker node: ray start --address=HEAD:PORT"
         yield Finding("no node has CPU cores for trials", fix, damage=True)
     for node in nodes:
-        yield from _of_one(node, versions)
+        yield from _of_one(node, versions, pretended=pretended)
 
 
-def _of_one(node: Node, versions: dict[str, str]) -> Iterator[Finding]:
+def _of_one(node: Node, versions: dict[str, str], *, pretended: bool) -> Iterator[Finding]:
     facts = node.facts
     if facts is None:
         fix = "give it the same installation, or end its Ray"
@@ -145,7 +146,7 @@ def _of_one(node: Node, versions: dict[str, str]) -> Iterator[Finding]:
         yield Finding(f"{node}: {facts.root}", fix, damage=True)
     elif facts.disk < LEAST_DISK:
         yield Finding(f"{node} has {size_text(facts.disk)} free where the root is", "make room there")
-    if node.gpus and not facts.gpus:
+    if node.gpus and not facts.gpus and not pretended:
         what = f"{node} has {node.gpus} GPUs for Ray, and NVIDIA's driver shows none there"
         yield Finding(what, "give the container the GPUs, or start that node with --num-gpus=0", damage=True)
     if abs(facts.ahead) > SKEW:

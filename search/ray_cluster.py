@@ -110,7 +110,8 @@ class RayCluster:
             from lorafront.search.cluster import versions_here
 
             self.nodes = self.asked(root)
-            wrong = [str(finding) for finding in findings(self.nodes, versions_here()) if finding.damage]
+            found = findings(self.nodes, versions_here(), pretended=self.pretends)
+            wrong = [str(finding) for finding in found if finding.damage]
             if (self._gpus or 0) > (there := sum(node.gpus for node in self.nodes)):
                 wrong.append(f"--devices pretends {self._gpus} GPUs, and the nodes were started with {there}")
             if wrong:
@@ -184,16 +185,26 @@ def _join(address: str) -> None:
 
     found = None
     try:
-        found = canonicalize_bootstrap_address(address)
-        if found is None:
-            raise ConnectionError("there is none on this machine")
-        host, _, port = found.rpartition(":")
-        with socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS):
-            pass  # Ray itself tries for ever where nobody answers
-        ray.init(address=found, log_to_driver=False, logging_level=logging.ERROR, configure_logging=True)
+        with contextlib.ExitStack() as meanwhile:
+            try:
+                found = _listening(canonicalize_bootstrap_address(address))
+            except OSError:  # a cluster on loopback: Ray made an outer address of it
+                meanwhile.enter_context(_on_loopback())
+                found = canonicalize_bootstrap_address(address)
+                _listening(found)
+            ray.init(address=found, log_to_driver=False, logging_level=logging.ERROR, configure_logging=True)
     except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         said = " ".join(str(error).split())
         raise InvalidInput(f"{ADDRESS}: no Ray at {found or address} lets this process in ({said})") from error
+
+
+def _listening(address: str | None) -> str:
+    """The address, where somebody takes a connection; Ray itself tries for ever where nobody does."""
+    if address is None:
+        raise ConnectionError("there is none on this machine")
+    host, _, port = address.rpartition(":")
+    with socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS):
+        return address
 
 
 def _start(folder: Path, gpus: int | None, *, imports: bool) -> None:

@@ -85,7 +85,6 @@ class Servers:
         uri = f"http://127.0.0.1:{self.mlflow}"
         found = environment(
             LORAFRONT_RAY=f"127.0.0.1:{self.ray}", RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=TOKEN,
-            RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER="0",  # 127.0.0.1 is meant, as in head.sh
             LORAFRONT_DATABASE=self.postgres.url(), PGPASSWORD=PASSWORD, LORAFRONT_ROOT=str(self.folder / "root"),
             MLFLOW_TRACKING_URI=uri, MLFLOW_TRACKING_USERNAME="lorafront", MLFLOW_TRACKING_PASSWORD=MLFLOW_PASSWORD,
         )  # fmt: skip
