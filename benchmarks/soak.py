@@ -1,11 +1,13 @@
-"""A search under random kills of its driver and its workers, until so many of each were killed; then nothing may lack.
+"""A search under random kills until each kind of process was killed so often; then nothing may lack.
 
-    python benchmarks/soak.py --driver-kills 20 --worker-kills 20
+    python benchmarks/soak.py                # drivers and workers, on this machine alone
+    python benchmarks/soak.py --servers      # nodes, Ray's head, PostgreSQL and MLflow's server, too
 
 A search of toy trials (the real driver, Ray, Optuna and MLflow; only the training is a formula and a pause) is run and
-resumed by the command line. At random moments its driver or one of its workers gets SIGKILL. At the end the study is
-compared with what the workers noted outside the system (search/nothing_lost.py) and examined by `lorafront doctor`.
-Writes `benchmarks/results/soak.json`; exits 1 where a result was lost, doubled or changed.
+resumed by the command line. At random moments something gets SIGKILL (PostgreSQL: an immediate stop) and is started
+again; a search that comes to its end before that is extended. At the end the study is compared with what the workers
+noted outside the system (search/nothing_lost.py) and examined by `lorafront doctor`. Writes
+`benchmarks/results/soak.json` or `soak_servers.json`; exits 1 where a result was lost, doubled or changed.
 """
 
 from __future__ import annotations
@@ -15,162 +17,252 @@ import json
 import os
 import platform
 import random
-import signal
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from pydoc_data.topics import topics
 
 import psutil
+from servers import HEAD, MLFLOW, PROJECT, Servers, environment, served
 
+from lorafront.search.budget import extended
 from lorafront.search.doctor_report import examined
 from lorafront.search.nothing_lost import START, judge, read_witness
-from lorafront.search.paths import RootPaths
+from lorafront.search.paths import RootPaths, SearchPaths
+from lorafront.search.requests import Request, send
 from lorafront.search.study_table import read_study
 from lorafront.spaces.errors import LorafrontError
 from lorafront.trainables import heartbeat
 
 RUNGS = (8, 16, 32, 64)
-PROJECT = Path(__file__).parent.parent
+NAME, TRIALS = "soak", 120  # as many more, whenever half of them are left
+PAUSE = "before_train:slow"
+DRIVER, WORKER, NODE, DATABASE = "driver", "worker", "node", "postgresql"
+ENDING = (DRIVER, HEAD)  # after these a search has to be resumed
+NODES = ("node1", "node2")
 
 
-@dataclass
+class Machine:
+    """A search on this machine alone."""
+
+    def __init__(self, root: Path) -> None:
+        """Args: root: of the search."""
+        self.root = root
+        self.witness = root / "witness.jsonl"
+        self.kills: dict[str, Callable[[], bool]] = {DRIVER: self.nothing, WORKER: self.kill_worker}
+        self.chance = random.Random()  # noqa: S311  # no secret
+
+    def environment(self) -> dict[str, str]:
+        """Of a driver."""
+        return environment(LORAFRONT_ROOT=str(self.root), FAULT_AT=PAUSE, LORAFRONT_WITNESS=str(self.witness))
+
+    def nothing(self) -> bool:
+        """The driver is killed by whoever started it."""
+        return True
+
+    def kill_worker(self) -> bool:
+        """One that trains, if any does."""
+        if victims := self._training():
+            self.chance.choice(victims).kill()
+        return bool(victims)
+
+    def _training(self) -> list[psutil.Process]:
+        """Workers that hold a trial which has not ended."""
+        try:
+            running = read_study(RootPaths(self.root).search(NAME).study_db).running
+        except LorafrontError:
+            return []
+        paths = RootPaths(self.root).search(NAME)
+        signs = [heartbeat.read(paths.trial(trial.number, trial.epoch).path) for trial in running]
+        return [process for sign in signs if sign is not None and (process := sign.process()) is not None]
+
+
+class Cluster(Machine):
+    """A search on servers."""
+
+    def __init__(self, servers: Servers) -> None:
+        """Args: servers: that run."""
+        super().__init__(servers.folder / "root")
+        self._servers = servers
+        self.witness = servers.witness
+        self.kills |= {
+            NODE: self.kill_node,
+            HEAD: self.kill_head,
+            DATABASE: self.kill_database,
+            MLFLOW: self.kill_mlflow,
+        }
+
+    def environment(self) -> dict[str, str]:
+        """Of a driver."""
+        return self._servers.driver()
+
+    def kill_node(self) -> bool:
+        """One of them; its successor joins some seconds later."""
+        name = self.chance.choice(NODES)
+        self._servers.kill(name)
+        time.sleep(self.chance.uniform(0, 5))
+        self._servers.start_node(name, 1)
+        return True
+
+    def kill_head(self) -> bool:
+        """With which all of the cluster ends, the driver too."""
+        self._servers.kill(HEAD)
+        for name in NODES:
+            self._servers.kill(name)
+        self._servers.start_head()
+        for name in NODES:
+            self._servers.start_node(name, 1)
+        return True
+
+    def kill_database(self) -> bool:
+        """It is back some seconds later."""
+        self._servers.postgres.do("crash")
+        time.sleep(self.chance.uniform(0, 5))
+        self._servers.postgres.start()
+        return True
+
+    def kill_mlflow(self) -> bool:
+        """It is started at once, and answers when it can."""
+        self._servers.kill(MLFLOW)
+        self._servers.start_mlflow()
+        return True
+
+
 class Soak:
-    """One search, and what was done to it.
+    """One search, and what was done to it."""
 
-    Attributes:
-        root: where it stands.
-        trials: its budget.
-        chance: draws moments and victims.
-        recoveries: seconds from a resume to the first worker that trains again.
-        drivers: killed.
-        workers: killed.
-        longest: seconds that a driver lives at most before it is killed.
-    """
+    def __init__(self, machine: Machine, kills: int, longest: float) -> None:
+        """Nothing was done.
 
-    root: Path
-    trials: int
-    chance: random.Random
-    longest: float
-    recoveries: list[float] = field(default_factory=list)
-    drivers: int = 0
-    workers: int = 0
+        Args:
+            machine: where it runs.
+            kills: of each kind.
+            longest: seconds that a driver lives at most before it is killed.
+        """
+        self.machine = machine
+        self.killed: Counter[str] = Counter()
+        self.recoveries: list[float] = []  # seconds from a driver's start to the first worker that trains
+        self.gave_up: Counter[int] = Counter()  # exit codes of drivers that ended by themselves, and not at the end
+        self.stuck = 0  # drivers that did not end with their cluster
+        self._goal, self._longest = kills, longest
 
     def write(self) -> None:
         """The search file and its text."""
-        text = self.root / "text.txt"
+        root = self.machine.root
+        root.mkdir(mode=0o700, exist_ok=True)
+        text = root / "text.txt"
         text.write_text("\n\n".join(topics[name] for name in sorted(topics))[:60_000], encoding="utf-8")
         data = {
-            "name": "soak",
+            "name": NAME,
             "model": str(PROJECT / "examples" / "tiny-llama"),
             "data": {"path": str(text), "max_length": 32, "train_rows": 64, "eval_rows": 8},
             "space": {"rank": [2, 4, 8, 16], "modules": "attention", "quantization": ["nf4", "bf16"], "bias": "none"},
             "training": {"rows": RUNGS[-1], "rungs": len(RUNGS), "batch_size": 4},
-            "budget": {"trials": self.trials},
+            "budget": {"trials": TRIALS},
             "early_stopping": "off",  # every trial comes to its end, so that all of it can be compared
             "sampler": "tpe",
         }
-        (self.root / "search.yaml").write_text(json.dumps(data), encoding="utf-8")
+        (root / "search.yaml").write_text(json.dumps(data), encoding="utf-8")
+
+    def lacking(self, kinds: Sequence[str]) -> list[str]:
+        """Those of which more have to be killed, one entry for each."""
+        return [kind for kind in kinds for _ in range(self._goal - self.killed[kind])]
+
+    @property
+    def lacks(self) -> bool:
+        """Whether anything has to be killed more often."""
+        return bool(self.lacking([*self.machine.kills]))
 
     def start(self) -> subprocess.Popen[bytes]:
         """A driver: the first one runs, the others resume."""
-        there = (self.root / "soak" / "study.db").is_file()
-        what = ["resume", "soak"] if there else ["run", str(self.root / "search.yaml")]
-        log = (self.root / "log.txt").open("ab")
-        return subprocess.Popen(  # noqa: S603  # our own command line
-            [sys.executable, "-m", "lorafront.search.cli", *what, "--root", str(self.root), "--engine", "toy"],
-            stdout=log,
-            stderr=log,
-            env={**os.environ, "FAULT_AT": "before_train:slow", "LORAFRONT_WITNESS": str(self.witness)},
-        )
+        there = self._paths.has_study()
+        what = ["resume", NAME] if there else ["run", str(self.machine.root / "search.yaml")]
+        with (self.machine.root / "log.txt").open("ab") as log:
+            return subprocess.Popen(  # noqa: S603  # our own command line
+                [sys.executable, "-m", "lorafront.search.cli", *what, "--engine", "toy"], stdout=log, stderr=log,
+                env=self.machine.environment(), cwd=self.machine.root,
+            )  # fmt: skip
 
-    @property
-    def witness(self) -> Path:
-        """What the workers note."""
-        return self.root / "witness.jsonl"
-
-    def starts(self) -> int:
-        """How often a worker began a trial."""
-        if not self.witness.is_file():
-            return 0
-        return sum(line.event == START for line in read_witness(self.witness))
-
-    def training(self) -> list[psutil.Process]:
-        """Workers that hold a trial which has not ended."""
-        try:
-            running = read_study(self.root / "soak" / "study.db").running
-        except LorafrontError:
-            return []
-        paths = RootPaths(self.root).search("soak")
-        signs = [heartbeat.read(paths.trial(trial.number, trial.epoch).path) for trial in running]
-        return [process for sign in signs if sign is not None and (process := sign.process()) is not None]
-
-    def kill_worker(self) -> None:
-        """One that trains, if any does."""
-        victims = self.training()
-        if victims:
-            self.chance.choice(victims).kill()
-            self.workers += 1
-
-    def live(self, driver: subprocess.Popen[bytes], *, seconds: float, worker_kills: int) -> bool:
-        """Let a driver work, kill some of its workers and then itself; False where it came to its end before.
+    def live(self, driver: subprocess.Popen[bytes]) -> bool:
+        """Let a driver work, kill some of what it works with, and then what ends it; False where it came to its end.
 
         A third of the drivers die so many seconds after their start, whatever they are doing then; the others so long
         after their first trial has begun.
         """
-        begun, before = time.monotonic(), self.starts()
-        wait_for_trials = self.chance.random() > 1 / 3
-        while wait_for_trials and self.starts() == before and driver.poll() is None:
+        kills, chance = self.machine.kills, self.machine.chance
+        begun, before, waits = time.monotonic(), self._starts(), chance.random() > 1 / 3
+        while waits and self._starts() == before and driver.poll() is None:
             time.sleep(0.1)
-        if wait_for_trials:
+        if waits and driver.poll() is None:
             self.recoveries.append(time.monotonic() - begun)
-        moments = sorted(self.chance.uniform(0, seconds) for _ in range(worker_kills)) if wait_for_trials else []
-        start = time.monotonic()
-        for moment in [*moments, seconds]:
-            while time.monotonic() - start < moment:
+        ends = self.lacking([kind for kind in kills if kind in ENDING])
+        others = self.lacking([kind for kind in kills if kind not in ENDING])
+        some = -(-len(others) * 3 // (2 * max(1, len(ends)))) if waits else 0
+        for kind in [*chance.sample(others, min(some, len(others))), chance.choice(ends or [DRIVER])]:
+            self._go_on()
+            until = time.monotonic() + chance.uniform(0.2, self._longest)
+            while time.monotonic() < until:
                 if driver.poll() is not None:
-                    return False
+                    self.gave_up[driver.returncode] += driver.returncode != 0
+                    return driver.returncode != 0
                 time.sleep(0.05)
-            if moment != seconds:
-                self.kill_worker()
-        driver.send_signal(signal.SIGKILL)
-        driver.wait()
-        self.drivers += 1
+            if kind == DRIVER:
+                driver.kill()
+            self.killed[kind] += kills[kind]()
+        try:
+            driver.wait(120)  # one whose cluster is gone notices that
+        except subprocess.TimeoutExpired:
+            self.stuck += 1
+            driver.kill()
+            driver.wait()
         return True
 
+    @property
+    def _paths(self) -> SearchPaths:
+        return RootPaths(self.machine.root).search(NAME)
 
-def soak(root: Path, arguments: argparse.Namespace) -> Soak:
+    def _starts(self) -> int:
+        """How often a worker began a trial."""
+        file = self.machine.witness
+        return sum(line.event == START for line in read_witness(file)) if file.is_file() else 0
+
+    def _go_on(self) -> None:
+        """Ask a driver for more trials before it comes to its end."""
+        with suppress(LorafrontError):  # the database is away, or there is no study yet
+            table = read_study(self._paths.study_db)
+            if len(table.counted) > (table.search.budget.trials or 0) - TRIALS // 2:
+                more = extended(table.search.budget, {"trials": TRIALS}, table.spent)
+                send(self._paths, Request(kind="extend", budget=more))
+
+
+def soak(machine: Machine, arguments: argparse.Namespace) -> Soak:
     """Run, kill and resume until the numbers are reached or the time is over, then once more to the end."""
-    run = Soak(root, arguments.trials, random.Random(arguments.seed), arguments.seconds)  # noqa: S311  # no secret
+    machine.chance.seed(arguments.seed)
+    run = Soak(machine, arguments.kills, arguments.seconds)
     run.write()
     ends = time.monotonic() + 60 * arguments.minutes
-    while run.drivers < arguments.driver_kills or run.workers < arguments.worker_kills:
-        if time.monotonic() > ends:
-            break
-        left = max(1, arguments.driver_kills - run.drivers)
-        some = -(-(arguments.worker_kills - run.workers) * 3 // (2 * left))
-        driver = run.start()
-        if not run.live(driver, seconds=run.chance.uniform(0.5, run.longest), worker_kills=max(0, some)):
-            break
-        print(f"{run.drivers} drivers and {run.workers} workers killed", flush=True)
+    while run.lacks and time.monotonic() < ends and run.live(run.start()):
+        print(f"{(arguments.minutes * 60 - ends + time.monotonic()):.0f} s", dict(run.killed), flush=True)
     run.start().wait()
     return run
 
 
 def report(run: Soak, seconds: float) -> dict[str, object]:
     """What came out, for the file."""
-    table = read_study(run.root / "soak" / "study.db")
-    verdict = judge(read_witness(run.witness), table, RUNGS)
-    findings, _ = examined(RootPaths(run.root), "soak")
+    root = RootPaths(run.machine.root)
+    table = read_study(root.search(NAME).study_db)
+    verdict = judge(read_witness(run.machine.witness), table, RUNGS)
+    findings, _ = examined(root, NAME)
     outcomes = [trial.outcome.stored for trial in table.counted if trial.outcome]
     return {
         "machine": {"cores": os.cpu_count(), "python": platform.python_version()},
-        "driver_kills": run.drivers,
-        "worker_kills": run.workers,
+        "kills": dict(run.killed),
         "trials": {outcome: outcomes.count(outcome) for outcome in sorted(set(outcomes))},
         "lost": list(verdict.lost),
         "doubled": list(verdict.doubled),
@@ -183,26 +275,41 @@ def report(run: Soak, seconds: float) -> dict[str, object]:
             "median": round(statistics.median(run.recoveries), 1) if run.recoveries else None,
             "longest": round(max(run.recoveries), 1) if run.recoveries else None,
         },
+        "drivers_that_gave_up": {str(code): count for code, count in run.gave_up.items() if count},
+        "drivers_that_hung": run.stuck,
         "seconds": round(seconds),
     }
+
+
+@contextmanager
+def machine_for(*, servers: bool) -> Iterator[Machine]:
+    """What the search runs on."""
+    if servers:
+        with served(len(NODES), 1, fault=PAUSE) as found:
+            os.environ.update(found.driver())  # to read the study
+            yield Cluster(found)
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            yield Machine(Path(folder))
 
 
 def main() -> None:
     """Soak, print and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--driver-kills", type=int, default=20)
-    parser.add_argument("--worker-kills", type=int, default=20)
-    parser.add_argument("--trials", type=int, default=60, help="budget; it must outlast the kills")
-    parser.add_argument("--seconds", type=float, default=5.0, help="a driver's life at most, once it works")
-    parser.add_argument("--minutes", type=float, default=60.0, help="no more kills after so long")
+    parser.add_argument("--servers", action="store_true")
+    parser.add_argument("--kills", type=int, default=20, help="of each kind")
+    parser.add_argument("--seconds", type=float, default=5.0, help="between two kills at most")
+    parser.add_argument("--minutes", type=float, default=90.0, help="no more kills after so long")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=PROJECT / "benchmarks" / "results" / "soak.json")
+    parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
+    name = "soak_servers.json" if arguments.servers else "soak.json"
+    out = arguments.out or PROJECT / "benchmarks" / "results" / name
     start = time.monotonic()
-    with tempfile.TemporaryDirectory() as folder:
-        found = report(soak(Path(folder), arguments), time.monotonic() - start)
+    with machine_for(servers=arguments.servers) as machine:
+        found = report(soak(machine, arguments), time.monotonic() - start)
     print(json.dumps(found, indent=2))
-    arguments.out.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    out.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
     if found["lost"] or found["doubled"] or found["wrong"] or found["doctor"]:
         sys.exit(1)
 

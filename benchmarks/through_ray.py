@@ -27,8 +27,9 @@ ENGINE = ("setup_seconds", "train_seconds", "eval_seconds")
 class Meter:
     """CPU seconds of this process by part; a part that is called from another one does not count in that one."""
 
-    def __init__(self) -> None:
-        """Nothing was measured."""
+    def __init__(self, clock: Callable[[], float] = time.thread_time) -> None:
+        """Nothing was measured; `clock` may be another one."""
+        self._clock = clock
         self.seconds: defaultdict[str, float] = defaultdict(float)
         self._inside = threading.local()
 
@@ -39,11 +40,11 @@ class Meter:
         @wraps(method)
         def measured(*arguments: Any, **named: Any) -> Any:
             outer, self._inside.seconds = getattr(self._inside, "seconds", 0.0), 0.0
-            start = time.thread_time()
+            start = self._clock()
             try:
                 return method(*arguments, **named)
             finally:
-                whole = time.thread_time() - start
+                whole = self._clock() - start
                 self.seconds[part] += whole - self._inside.seconds
                 self._inside.seconds = outer + whole
 

@@ -11,8 +11,9 @@ from pydoc_data.topics import topics
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import servers
 from hypothesis import HealthCheck, settings
-from postgres_server import PASSWORD, Postgres, served, why_none
+from servers import PASSWORD, Postgres
 from support import TINY_LLAMA, MakeTrial, lora
 
 from lorafront.spaces import modules
@@ -34,9 +35,9 @@ settings.load_profile("no clock")
 
 @pytest.fixture(scope="session")
 def postgres_server() -> Iterator[Postgres]:
-    if why := why_none():
+    if why := servers.why_no_postgres():
         pytest.skip(why)
-    with served() as server:
+    with servers.started_postgres() as server:
         yield server
 
 

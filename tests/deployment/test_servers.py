@@ -5,125 +5,35 @@ All listens on loopback, nothing answers without its password or token, and a se
 
 from __future__ import annotations
 
-import base64
-import importlib.util
 import ipaddress
 import json
-import os
-import shutil
-import signal
-import socket
 import subprocess
 import sys
-import tempfile
-import time
-import urllib.error
-import urllib.request
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
-from postgres_server import PASSWORD, RUNS_PASSWORD, Postgres, served, why_none
-from support import PROJECT, TINY_LLAMA
+from servers import (
+    DOCKER,
+    HEAD,
+    MLFLOW_KEY,
+    MLFLOW_PASSWORD,
+    PASSWORD,
+    RUNS_PASSWORD,
+    SLOW,
+    TOKEN,
+    Servers,
+    answer,
+    basic,
+    environment,
+    served,
+    why_none,
+)
+from support import TINY_LLAMA
 
 pytestmark = pytest.mark.faults
-DOCKER = PROJECT / "docker"
-TOKEN = "planted-ray-token-of-the-tests"
-MLFLOW_PASSWORD = "planted-mlflow-login"
-SLOW = 180  # seconds, on a machine that others load too
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return int(probe.getsockname()[1])
-
-
-def environment(**more: str) -> dict[str, str]:
-    """What a process gets that knows nothing of this one's Ray and servers."""
-    ours = ("RAY_", "MLFLOW_", "LORAFRONT_", "PG")
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
-    path = f"{Path(sys.executable).parent}{os.pathsep}{kept['PATH']}"
-    return {**kept, "PATH": path, "OMP_NUM_THREADS": "1", **more}
-
-
-@dataclass
-class Servers:
-    """The processes, and where they listen."""
-
-    folder: Path
-    postgres: Postgres
-    ray: int = field(default_factory=free_port)
-    jobs: int = field(default_factory=free_port)
-    mlflow: int = field(default_factory=free_port)
-    processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
-
-    def start(self, name: str, script: str, **settings: str) -> None:
-        with (self.folder / f"{name}.log").open("wb") as log:
-            self.processes[name] = subprocess.Popen(
-                [str(DOCKER / script)], env=environment(**settings), stdout=log, stderr=log, cwd=self.folder,
-                start_new_session=True,
-            )  # fmt: skip
-
-    def until(self, name: str, done: Callable[[], bool]) -> None:
-        """Wait for a process to be up."""
-        end = time.monotonic() + SLOW
-        while not done():
-            log = (self.folder / f"{name}.log").read_text()
-            assert self.processes[name].poll() is None, log
-            assert time.monotonic() < end, log
-            time.sleep(0.5)
-
-    def log(self, name: str) -> str:
-        return (self.folder / f"{name}.log").read_text()
-
-    def driver(self, **more: str) -> dict[str, str]:
-        """The environment of a search on all of it."""
-        uri = f"http://127.0.0.1:{self.mlflow}"
-        found = environment(
-            LORAFRONT_RAY=f"127.0.0.1:{self.ray}", RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=TOKEN,
-            LORAFRONT_DATABASE=self.postgres.url(), PGPASSWORD=PASSWORD, LORAFRONT_ROOT=str(self.folder / "root"),
-            MLFLOW_TRACKING_URI=uri, MLFLOW_TRACKING_USERNAME="lorafront", MLFLOW_TRACKING_PASSWORD=MLFLOW_PASSWORD,
-        )  # fmt: skip
-        return {**found, **more}
-
-    def end(self) -> None:
-        for process in reversed(self.processes.values()):
-            if process.poll() is None:
-                process.terminate()
-        for process in self.processes.values():
-            try:
-                process.wait(60)
-            except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)
-
-
-def answer(url: str, body: dict[str, Any] | None = None, **headers: str) -> tuple[int, Any]:
-    """Status and content; 0 while nobody listens."""
-    data = None if body is None else json.dumps(body).encode()
-    request = urllib.request.Request(url, data, {"Content-Type": "application/json", **headers})
-    try:
-        with urllib.request.urlopen(request, timeout=30) as found:
-            text = found.read()
-            return found.status, json.loads(text) if text.startswith((b"{", b"[")) else text
-    except urllib.error.HTTPError as error:
-        return error.code, error.read()
-    except OSError:
-        return 0, None
-
-
-def basic(password: str) -> str:
-    return "Basic " + base64.b64encode(f"lorafront:{password}".encode()).decode()
-
-
-def nodes(servers: Servers) -> int:
-    """How many live nodes Ray's server for jobs tells of."""
-    url = f"http://127.0.0.1:{servers.jobs}/nodes?view=summary"
-    code, found = answer(url, Authorization=f"Bearer {TOKEN}")
-    return sum(node["raylet"].get("state") == "ALIVE" for node in found["data"]["summary"]) if code == 200 else 0
 
 
 @pytest.fixture(scope="module")
@@ -131,32 +41,7 @@ def servers() -> Iterator[Servers]:
     """All of them, started as compose.yaml starts them."""
     if why := why_none():
         pytest.skip(why)
-    for module in ("flask_wtf", "psycopg", "aiohttp_cors"):
-        if importlib.util.find_spec(module) is None:
-            pytest.skip(f"{module} is not installed")
-    with ExitStack() as over:
-        folder = Path(tempfile.mkdtemp(prefix="lf-", dir="/tmp"))
-        over.callback(shutil.rmtree, folder, ignore_errors=True)
-        found = Servers(folder, over.enter_context(served()))
-        over.callback(found.end)
-        found.start(
-            "mlflow", "mlflow.sh", PORT=str(found.mlflow), ARTIFACTS=str(folder / "artifacts"), WORKERS="1",
-            DATABASE=f"postgresql+psycopg://mlflow@127.0.0.1:{found.postgres.port}/mlflow", RUNS_PASSWORD=RUNS_PASSWORD,
-            MLFLOW_AUTH_ADMIN_PASSWORD=MLFLOW_PASSWORD, MLFLOW_FLASK_SERVER_SECRET_KEY="planted-secret-key",
-        )  # fmt: skip
-        (folder / "token").write_text(TOKEN)
-        token = {"RAY_AUTH_TOKEN_PATH": str(folder / "token")}
-        found.start(
-            "head", "head.sh", RAY_PORT=str(found.ray), DASHBOARD_PORT=str(found.jobs), RAY_FOLDER=str(folder / "ray"),
-            **token,
-        )  # fmt: skip
-        found.until("head", lambda: nodes(found) == 1)
-        for number in (1, 2):  # one after the other: two of the same second take each other's files (Ray 2.60)
-            found.start(
-                f"worker{number}", "worker.sh", HEAD=f"127.0.0.1:{found.ray}", NODE_CPUS="1", NODE_GPUS="0", **token
-            )
-            found.until(f"worker{number}", lambda: nodes(found) == 1 + number)  # noqa: B023  # called at once
-        found.until("mlflow", lambda: answer(f"http://127.0.0.1:{found.mlflow}/health")[0] == 200)
+    with served(nodes=2, cores=1) as found:
         yield found
 
 
@@ -205,7 +90,8 @@ def drivers_of(servers: Servers) -> Any:
 def test_a_driver_without_the_token_is_refused(servers: Servers, token: str) -> None:
     """It gets no connection."""
     connect = f"import ray; ray.init('127.0.0.1:{servers.ray}'); print('in')"
-    wrong = servers.driver(RAY_AUTH_TOKEN=token, HOME=str(servers.folder))
+    # The variable: 127.0.0.1 is meant.
+    wrong = servers.driver(RAY_AUTH_TOKEN=token, HOME=str(servers.folder), RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER="0")
     ended = subprocess.run(
         [sys.executable, "-c", connect], env=wrong, capture_output=True, text=True, check=False, timeout=SLOW
     )
@@ -218,7 +104,7 @@ def test_a_worker_with_another_token_does_not_join(servers: Servers) -> None:
     wrong = environment(HEAD=f"127.0.0.1:{servers.ray}", RAY_AUTH_TOKEN="another-token-than-it")
     ended = subprocess.run([str(DOCKER / "worker.sh")], env=wrong, capture_output=True, check=False, timeout=SLOW)
     assert ended.returncode != 0
-    assert nodes(servers) == 3
+    assert servers.nodes() == 3
 
 
 def search_file(folder: Path, name: str, text_file: Path) -> Path:
@@ -274,7 +160,7 @@ def test_the_wrong_password_of_the_database_starts_nothing(servers: Servers, tex
 
 def test_secrets_stand_in_no_file_of_a_cluster(servers: Servers) -> None:
     """Neither Ray's nor MLflow's, nor the search's; the last test but one, so that there is something to find."""
-    secrets = [secret.encode() for secret in (PASSWORD, RUNS_PASSWORD, TOKEN, MLFLOW_PASSWORD, "planted-secret-key")]
+    secrets = [secret.encode() for secret in (PASSWORD, RUNS_PASSWORD, TOKEN, MLFLOW_PASSWORD, MLFLOW_KEY)]
     read = 0
     for path in servers.folder.rglob("*"):
         if path.is_file() and path.name != "token":
@@ -286,7 +172,7 @@ def test_secrets_stand_in_no_file_of_a_cluster(servers: Servers) -> None:
 
 def test_a_node_and_the_head_end_when_they_are_told(servers: Servers) -> None:
     """With all of their processes. The last test: it ends them."""
-    for name in ("worker1", "worker2", "head"):
+    for name in ("node1", "node2", HEAD):
         process = servers.processes[name]
         children = psutil.Process(process.pid).children(recursive=True)
         assert len(children) > 2, name

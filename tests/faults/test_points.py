@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from fault_support import KILLED, TRIALS, Forks, verdict
-from postgres_server import PASSWORD
+from servers import PASSWORD
 from support import PROJECT
 
 from lorafront.search.paths import RootPaths

@@ -25,7 +25,7 @@ import psutil
 import pytest
 from fault_support import Verdict, read_witness, verdict
 from network_link import Link
-from postgres_server import PASSWORD, Postgres, served, why_none
+from servers import PASSWORD, Postgres, started_postgres, why_no_postgres
 from support import TINY_LLAMA
 
 from lorafront.search.database import reading
@@ -420,10 +420,10 @@ def test_a_network_that_fails_for_a_while_costs_no_trial(
     search: Search, link: Link, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """F32: a driver whose cable to the database is out for twenty seconds goes on when it is back."""
-    if why := why_none():
+    if why := why_no_postgres():
         pytest.skip(why)
     monkeypatch.setenv("PGPASSWORD", PASSWORD)
-    with served(link.here) as server:
+    with started_postgres(link.here) as server:
         monkeypatch.setenv("LORAFRONT_DATABASE", server.url())
         search.within = link.within
         with search.start() as driver:

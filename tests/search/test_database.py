@@ -13,7 +13,7 @@ from typing import Any
 import psycopg
 import pytest
 from optuna.exceptions import StorageInternalError
-from postgres_server import CONNECTIONS, PASSWORD, Postgres
+from servers import CONNECTIONS, PASSWORD, Postgres
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
