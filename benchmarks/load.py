@@ -3,7 +3,7 @@
     python benchmarks/load.py
 
 The servers are those of docker/compose.yaml (benchmarks/servers.py); the search is driven, scheduled, stored and
-tracked as any other, and only its training is a formula. The nodes tell Ray of more cores than there are, so that 64
+tracked as any other, and only its training is a formula and a pause. The nodes tell Ray of more cores than there are, so that 64
 workers run. Meanwhile `lorafront status` and MLflow are asked what a user would ask. At the end the study and MLflow's
 runs are compared with what the workers noted outside the system. Writes `benchmarks/results/load.json`; exits 1 where
 a result was lost, doubled or changed, or a run is missing.
@@ -31,6 +31,7 @@ from through_ray import Meter
 
 NAME, RUNGS, NODES = "load", (16, 32, 64), 2
 OK = 200
+PAUSE = "before_train:slow:20"  # 6 s before each rung; shorter trials end before the next ones begin
 LOOK_SECONDS, ASK_SECONDS = 5.0, 30.0
 WALL, CORE = "wall_ms", "core_ms"
 
@@ -160,7 +161,7 @@ def core_seconds(processes: list[psutil.Process]) -> float:
 
 def load(trials: int, at_once: int) -> dict[str, Any]:
     """Run it; what is written."""
-    with served(NODES, -(-at_once // NODES)) as servers:
+    with served(NODES, -(-at_once // NODES), PAUSE) as servers:
         folder = servers.folder
         (folder / "search.json").write_text(json.dumps(search_of(folder, trials, at_once)))
         postgres = psutil.Process(servers.postgres.pid())

@@ -106,7 +106,7 @@ class Control:
         """
         now = self._clock()
         if self._interruption.heard:
-            self._stop("interrupted", now=True)
+            self._stop(self._interruption.why, now=True)
             if self._interruption.too_late:
                 self._observer.said("some trials did not get to save in time; they go on from their last checkpoint")
                 raise KeyboardInterrupt

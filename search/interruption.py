@@ -36,6 +36,7 @@ class Interruption:
             clock: seconds.
         """
         self.advice: Final = f"go on with: lorafront resume {name}"
+        self.why = "interrupted"
         self._leave = leave
         self._clock = clock
         self._at: float | None = None
@@ -88,6 +89,13 @@ class Interruption:
         finally:
             self._noting = False
 
+    def break_off(self, why: str) -> None:
+        """As a first signal that is noted, from any thread: something without which nothing goes on is gone."""
+        if not self.heard:
+            self.why = why
+            self._at = self._clock()
+            self._heard.set()
+
     def _hear(self, _number: int, _frame: object) -> None:
         if self.heard:
             self._quit(SECOND_SIGNAL, "")
@@ -100,7 +108,7 @@ class Interruption:
     def _watch(self) -> None:
         self._heard.wait()
         if not self._over.wait(GRACE_SECONDS):
-            self._quit(Incomplete.exit_code, f"interrupted; {self.advice}\n")
+            self._quit(Incomplete.exit_code, f"{self.why}; {self.advice}\n")
 
     def _quit(self, code: int, message: str) -> None:
         """Leave without flushing, joining or closing anything: some of it may be what hangs."""

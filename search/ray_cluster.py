@@ -36,6 +36,9 @@ READY = "LORAFRONT_READY"  # the folder in which each process that has imported 
 IMPORTED = GIB  # more than a process holds after them; half of that measured
 CONNECT_SECONDS = 5.0  # in which the head of a cluster takes a connection
 SHARE = 1 / 4  # of the free memory that all of them may take
+LOOK_SECONDS = 1.0  # between two looks at whether Ray lives
+DEAD_SECONDS = 3.0  # without a connection, after which a Ray of our own is dead
+GONE_SECONDS = 30.0  # likewise a cluster, whose network may fail for a while; Ray ends the process after 60
 PATIENCE = 60.0  # seconds for the imports; after them Ray starts processes that import by themselves
 
 
@@ -148,6 +151,43 @@ class RayCluster:
             time.sleep(0.05)
         self._imports = False  # what Ray starts later, it starts for a trial
 
+    @contextlib.contextmanager
+    def watched(self, died: Callable[[str], None]) -> Iterator[None]:
+        """Look again and again, in a thread, whether Ray lives, while the block runs.
+
+        Where it does not, its calls return nothing new for ever, or never return (2.60).
+
+        Args:
+            died: hears once what of it is gone.
+        """
+        import ray
+
+        own = ray.get_runtime_context().get_node_id()
+        node = next(node for node in ray.nodes() if node["NodeID"] == own)
+        seen = dict.fromkeys(
+            (("its head", ray.get_runtime_context().gcs_address),
+             ("its node here", f"{node['NodeManagerAddress']}:{node['NodeManagerPort']}")), time.monotonic(),
+        )  # fmt: skip
+        over, limit = threading.Event(), GONE_SECONDS if self._address else DEAD_SECONDS
+
+        def follow() -> None:
+            while not over.wait(LOOK_SECONDS):
+                for part in seen:
+                    with contextlib.suppress(OSError):
+                        _listening(part[1])
+                        seen[part] = time.monotonic()
+                    if time.monotonic() - seen[part] > limit:
+                        died(f"Ray has died ({part[0]})")
+                        return
+
+        thread = threading.Thread(target=follow, name="ray lives", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
+
     def leave(self) -> None:
         """Begin to end: nobody needs it any more."""
         self._over.set()
@@ -164,7 +204,7 @@ class RayCluster:
         import ray
 
         _with_a_token()
-        with _workers_as_started(), _on_loopback(), _named(READY, self._started):
+        with _workers_as_started(), _on_loopback(), _quiet(), _named(READY, self._started):
             try:
                 _start(self._scratch / "ray", self._gpus, imports=self._imports)
             except BaseException as error:  # noqa: BLE001  # raised by whoever waits

@@ -151,7 +151,7 @@ def interruptible(paths: SearchPaths) -> Iterator[Interruption]:
             yield interruption
     except KeyboardInterrupt:
         begun = paths.has_study()
-        raise Incomplete(f"interrupted; {interruption.advice if begun else 'nothing was begun'}") from None
+        raise Incomplete(f"{interruption.why}; {interruption.advice if begun else 'nothing was begun'}") from None
 
 
 def _tracking(search: SearchFile, root: RootPaths) -> mlflow_tracker.Tracking:
@@ -369,6 +369,7 @@ def _tune(
             interruption.noted(),
             watchdog.watching(observer.said),
             watch.looking() if cluster.nodes else contextlib.nullcontext(),
+            cluster.watched(interruption.break_off),
         ):
             tuner.fit()
     except (TuneError, RuntimeError) as error:  # Ray itself broke

@@ -48,7 +48,7 @@ class Fault:
 
     Attributes:
         point: see `POINTS`.
-        action: see `ACTIONS`; `slow` sleeps a moment each time, the others act once per process.
+        action: see `ACTIONS`; `slow` sleeps `nth` moments each time, the others act once per process.
         nth: at which visit.
     """
 
@@ -61,7 +61,7 @@ class Fault:
         """Count, and act where it is time."""
         self.visits += 1
         if self.action == "slow":
-            time.sleep(SLOW_SECONDS)
+            time.sleep(SLOW_SECONDS * self.nth)
         elif self.visits == self.nth and _first():
             self._act()
 

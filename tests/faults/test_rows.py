@@ -255,6 +255,22 @@ def test_a_hung_worker_is_ended_and_its_trial_runs_again(search: Search) -> None
     assert_whole(search)
 
 
+@pytest.mark.parametrize("victim", ["raylet", "gcs_server"])
+def test_a_search_whose_ray_dies_ends_and_says_how_to_go_on(search: Search, victim: str) -> None:
+    """F9, F10: within a minute, with all of its processes, and nothing is lost."""
+    with search.start() as driver:
+        read_until(driver, "at 8 of 32 rows")
+        there = psutil.Process(driver.pid).children(recursive=True)
+        next(process for process in there if process.name() == victim).kill()
+        output, _ = driver.communicate(timeout=90)
+    assert driver.returncode not in (0, None), output
+    assert "lorafront resume s" in output
+    _, alive = psutil.wait_procs(there, timeout=10)
+    assert not alive
+    search.resumed()
+    assert_whole(search)
+
+
 def test_a_server_that_never_answers_delays_nobody(search: Search) -> None:
     """F13: an MLflow server that accepts and never answers holds up no trial, and the end says what lacks."""
     with socket.create_server(("127.0.0.1", 0)) as server:
