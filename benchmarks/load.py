@@ -3,10 +3,10 @@
     python benchmarks/load.py
 
 The servers are those of docker/compose.yaml (benchmarks/servers.py); the search is driven, scheduled, stored and
-tracked as any other, and only its training is a formula and a pause. The nodes tell Ray of more cores than there are, so that 64
-workers run. Meanwhile `lorafront status` and MLflow are asked what a user would ask. At the end the study and MLflow's
-runs are compared with what the workers noted outside the system. Writes `benchmarks/results/load.json`; exits 1 where
-a result was lost, doubled or changed, or a run is missing.
+tracked as any other, and only its training is a formula and a pause. The nodes tell Ray of more cores than there are,
+so that 64 workers run. Meanwhile `lorafront status` and MLflow are asked what a user would ask. At the end the study
+and MLflow's runs are compared with what the workers noted outside the system. Writes `benchmarks/results/load.json`;
+exits 1 where a result was lost, doubled or changed, or a run is missing.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lorafront.search.nodes import ACCELERATOR, Facts, Node, devices_of
+from lorafront.search.nodes import ACCELERATOR, Facts, Node, devices_of, findings_of
 from lorafront.trainables.checkpoint import write_text
 
 if TYPE_CHECKING:
@@ -179,6 +179,7 @@ class Watch:
             pretended: their GPUs are only that, so there are always as many.
         """
         self._nodes = list(nodes)
+        self._unfit: set[str] = set()
         self._root = root
         self._say = say
         self._pretended = pretended
@@ -186,8 +187,13 @@ class Watch:
 
     @property
     def nodes(self) -> list[Node]:
-        """Those that live, as of the last look."""
+        """Those that live and trials can run on, as of the last look."""
         return self._nodes
+
+    @property
+    def unfit(self) -> frozenset[str]:
+        """Ids of nodes that have come, and that no trial can run on."""
+        return frozenset(self._unfit)
 
     def new_gpus(self) -> list[Devices] | None:
         """The GPUs that there are now; None where no node came or went since this was asked before."""
@@ -209,15 +215,22 @@ class Watch:
         """Once."""
         now, known = living(), {node.id: node for node in self._nodes}
         there = {node.id for node in now}
-        new = [node for node in now if node.id not in known]
+        new = [node for node in now if node.id not in known and node.id not in self._unfit]
         for node in self._nodes:
             if node.id not in there:
                 self._say(f"{node} is gone; its trials go on elsewhere")
-        for node in new:
-            self._say(f"{node} has come")
-        if new or len(there) < len(known):
-            self._nodes = [known[node.id] for node in now if node.id in known] + asked(new, self._root)
+        came = [node for node in asked(new, self._root) if self._is_fit(node)]
+        if came or not known.keys() <= there:
+            self._nodes = [known[node.id] for node in now if node.id in known] + came
             self._changed = True
+
+    def _is_fit(self, node: Node) -> bool:
+        found = findings_of(node, versions_here(), pretended=self._pretended)
+        wrong = [str(finding) for finding in found if finding.damage]
+        if wrong:
+            self._unfit.add(node.id)
+        self._say("\n".join([f"{node} has come" + (", and gets no trials:" if wrong else ""), *wrong]))
+        return not wrong
 
     @contextlib.contextmanager
     def looking(self) -> Iterator[None]:

@@ -127,10 +127,11 @@ def findings(nodes: Sequence[Node], versions: dict[str, str], *, pretended: bool
         fix = "start a worker node: ray start --address=HEAD:PORT"
         yield Finding("no node has CPU cores for trials", fix, damage=True)
     for node in nodes:
-        yield from _of_one(node, versions, pretended=pretended)
+        yield from findings_of(node, versions, pretended=pretended)
 
 
-def _of_one(node: Node, versions: dict[str, str], *, pretended: bool) -> Iterator[Finding]:
+def findings_of(node: Node, versions: dict[str, str], *, pretended: bool = False) -> Iterator[Finding]:
+    """As `findings`, of one node."""
     facts = node.facts
     if facts is None:
         fix = "give it the same installation, or end its Ray"

@@ -70,7 +70,7 @@ class Workplace:
     move: Callable[[int], object] = lambda _: None
     seat: Callable[[int, LoraConfiguration], Seat] = lambda _number, _lora: ANYWHERE
     need: Callable[[int, LoraConfiguration], Need] = lambda _, lora: Need(lora.quantization)
-    resources: Callable[[Seat], dict[str, float]] = lambda _: {}
+    resources: Callable[[Seat], Any] = lambda _: {}
     learn: Callable[[int, LoraConfiguration, Report, Seat], None] = lambda *_: None
     to_measure: Callable[[], Mapping[int, dict[str, Any]]] = dict
     placement: Placement = field(default_factory=Placement)

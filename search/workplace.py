@@ -22,6 +22,8 @@ from lorafront.trainables.outcome import OUT_OF_MEMORY
 from lorafront.trainables.session import PREDICTED
 
 if TYPE_CHECKING:
+    from ray.tune import PlacementGroupFactory
+
     from lorafront.search.cluster import Watch
     from lorafront.search.paths import SearchPaths
     from lorafront.search.placement import Placement, Seat
@@ -186,13 +188,19 @@ def _room(prepared: Prepared, watch: Watch) -> int:
     return workers(search, seats, watch.nodes)
 
 
-def _resources(search: SearchFile, watch: Watch, seat: Seat) -> dict[str, float]:
+def _resources(search: SearchFile, watch: Watch, seat: Seat) -> PlacementGroupFactory:
     """What Ray gives to a worker that sits there."""
-    found: dict[str, float] = {"cpu": search.resources.cpus_per_trial}
+    from ray.tune import PlacementGroupFactory
+
+    found: dict[str, float] = {"CPU": search.resources.cpus_per_trial}
     if seat.devices.are_gpus:
-        found["gpu"] = seat.gpus
-    is_named = any(node.kind == seat.devices.name for node in watch.nodes)
-    return {**found, f"{ACCELERATOR}{seat.devices.name}": ANY_OF_IT} if is_named else found
+        found["GPU"] = seat.gpus
+    if any(node.kind == seat.devices.name for node in watch.nodes):
+        found[f"{ACCELERATOR}{seat.devices.name}"] = ANY_OF_IT
+    if not watch.unfit:
+        return PlacementGroupFactory([found])
+    elsewhere = {"ray.io/node-id": f"!in({', '.join(sorted(watch.unfit))})"}
+    return PlacementGroupFactory([found], bundle_label_selector=[elsewhere])
 
 
 def pack_slots(search: SearchFile, placement: Placement, at_once: int) -> tuple[int, int]:

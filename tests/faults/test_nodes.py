@@ -123,6 +123,21 @@ def test_trials_of_a_node_that_dies_go_on_on_one_that_comes(driven: Driven, clus
     assert [trial.outcome.stored for trial in driven.table.counted] == ["complete"] * 6
 
 
+def test_a_node_that_comes_and_is_unfit_gets_no_trial(driven: Driven, cluster: RayNodes) -> None:
+    """It is said why; the others go on, and the budget is not spent on trials that could only fail there."""
+    driven.data["budget"] = {"trials": 10}
+    cluster.add()
+    driven.start(cluster)
+    driven.until("at 8 of 32")
+    cluster.add(4, "--num-gpus", "1")
+    driven.until("has come, and gets no trials")
+    driven.until("NVIDIA's driver shows none there")
+    before = driven.nodes()
+    assert driven.end() == 0, driven.said
+    assert driven.nodes() == before
+    assert [trial.outcome.stored for trial in driven.table.counted] == ["complete"] * 10
+
+
 def test_a_killed_driver_leaves_no_worker_on_any_node_and_resume_finishes(driven: Driven, cluster: RayNodes) -> None:
     """F1 on a cluster: Ray ends the workers of a driver that died; nothing is lost or done twice."""
     worker = cluster.add(2)
