@@ -142,7 +142,7 @@ class Growth:
     def report(self, trials: int) -> dict[str, float]:
         """Megabytes after each quarter of the trials, and kilobytes per trial over the second half."""
         found = {f"after {part} trials": self._after(part) for part in (trials // 4, trials // 2, trials * 3 // 4)}
-        later = [point for point in self.megabytes if point[0] >= trials // 2]
+        later = [point for point in self.megabytes if trials // 2 <= point[0] < trials]  # then come plots and report
         slope = statistics.linear_regression(*zip(*later, strict=True)).slope if len({n for n, _ in later}) > 1 else 0.0
         return {**found, "at the end": round(self.megabytes[-1][1]), "kilobytes per trial": round(1000 * slope, 1)}
 
