@@ -307,7 +307,8 @@ def main() -> None:
     out = arguments.out or PROJECT / "benchmarks" / "results" / name
     start = time.monotonic()
     with machine_for(servers=arguments.servers) as machine:
-        found = report(soak(machine, arguments), time.monotonic() - start)
+        run = soak(machine, arguments)
+        found = {"seed": arguments.seed, **report(run, time.monotonic() - start)}
     print(json.dumps(found, indent=2))
     out.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
     if found["lost"] or found["doubled"] or found["wrong"] or found["doctor"]:
