@@ -136,12 +136,12 @@ class Servers:
 
     def start_node(self, name: str, cores: int) -> None:
         """A node that trains; wait until it has joined: two of the same second take each other's files (Ray 2.60)."""
-        before = self.nodes()
+        before = len(self.log(name))  # of the node that had the name before
         self._start(
             name, "worker.sh", HEAD=f"127.0.0.1:{self.ray}", NODE_CPUS=str(cores), NODE_GPUS="0",
             RAY_AUTH_TOKEN_PATH=str(self.folder / "token"), LORAFRONT_WITNESS=str(self.witness), FAULT_AT=self._fault,
         )  # fmt: skip
-        self.until(name, lambda: self.nodes() > before)
+        self.until(name, lambda: "Ray runtime started" in self.log(name)[before:])
 
     def until(self, name: str, done: Callable[[], bool]) -> None:
         """Wait for a process to be up."""
@@ -163,8 +163,9 @@ class Servers:
         return sum(node["raylet"].get("state") == "ALIVE" for node in summary)
 
     def log(self, name: str) -> str:
-        """What a process has said."""
-        return (self.folder / f"{name}.log").read_text()
+        """What a process, and those before it, have said."""
+        file = self.folder / f"{name}.log"
+        return file.read_text() if file.exists() else ""
 
     def driver(self, **more: str) -> dict[str, str]:
         """The environment of a search on all of it."""

@@ -33,12 +33,13 @@ from servers import HEAD, MLFLOW, PROJECT, Servers, environment, served
 
 from lorafront.search.budget import extended
 from lorafront.search.doctor_report import examined
-from lorafront.search.nothing_lost import START, judge, read_witness
+from lorafront.search.nothing_lost import judge, read_witness
 from lorafront.search.paths import RootPaths, SearchPaths
 from lorafront.search.requests import Request, send
 from lorafront.search.study_table import read_study
 from lorafront.spaces.errors import LorafrontError
 from lorafront.trainables import heartbeat
+from lorafront.trainables.witness import START
 
 RUNGS = (8, 16, 32, 64)
 NAME, TRIALS = "soak", 120  # as many more, whenever half of them are left
