@@ -230,6 +230,7 @@ def served(nodes: int, cores: int, fault: str = "") -> Iterator[Servers]:
         found.start_head()
         for number in range(1, nodes + 1):
             found.start_node(f"node{number}", cores)
+        found.until(HEAD, lambda: found.nodes() == 1 + nodes)
         found.until(MLFLOW, found.mlflow_is_up)
         yield found
 
