@@ -11,7 +11,6 @@ import os
 import platform
 import shutil
 import socket
-import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lorafront.search.nodes import ACCELERATOR, Facts, Node, devices_of, findings_of
+from lorafront.search.repeating import repeating
 from lorafront.trainables.checkpoint import write_text
 
 if TYPE_CHECKING:
@@ -235,20 +235,13 @@ class Watch:
     @contextlib.contextmanager
     def looking(self) -> Iterator[None]:
         """Look while the block runs."""
-        stop = threading.Event()
 
-        def follow() -> None:
-            while not stop.wait(LOOK_SECONDS):
-                with contextlib.suppress(Exception):  # the next look may do
-                    self.look()
+        def look() -> None:
+            with contextlib.suppress(Exception):  # the next look may do
+                self.look()
 
-        thread = threading.Thread(target=follow, name="nodes", daemon=True)
-        thread.start()
-        try:
+        with repeating("nodes", LOOK_SECONDS, look):
             yield
-        finally:
-            stop.set()
-            thread.join()
 
 
 def _listens(node: dict[str, Any]) -> bool:

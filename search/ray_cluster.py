@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Self
 import psutil
 
 from lorafront.search.nodes import Node, findings
+from lorafront.search.repeating import repeating
 from lorafront.spaces.errors import InvalidInput
 from lorafront.spaces.sizes import GIB
 
@@ -158,7 +159,7 @@ class RayCluster:
         Where it does not, its calls return nothing new for ever, or never return (2.60).
 
         Args:
-            died: hears once what of it is gone.
+            died: hears what of it is gone, with each look.
         """
         import ray
 
@@ -168,25 +169,18 @@ class RayCluster:
             (("its head", ray.get_runtime_context().gcs_address),
              ("its node here", f"{node['NodeManagerAddress']}:{node['NodeManagerPort']}")), time.monotonic(),
         )  # fmt: skip
-        over, limit = threading.Event(), GONE_SECONDS if self._address else DEAD_SECONDS
+        limit = GONE_SECONDS if self._address else DEAD_SECONDS
 
-        def follow() -> None:
-            while not over.wait(LOOK_SECONDS):
-                for part in seen:
-                    with contextlib.suppress(OSError):
-                        _listening(part[1])
-                        seen[part] = time.monotonic()
-                    if time.monotonic() - seen[part] > limit:
-                        died(f"Ray has died ({part[0]})")
-                        return
+        def look() -> None:
+            for part in seen:
+                with contextlib.suppress(OSError):
+                    _listening(part[1])
+                    seen[part] = time.monotonic()
+                if time.monotonic() - seen[part] > limit:
+                    died(f"Ray has died ({part[0]})")
 
-        thread = threading.Thread(target=follow, name="ray lives", daemon=True)
-        thread.start()
-        try:
+        with repeating("ray lives", LOOK_SECONDS, look):
             yield
-        finally:
-            over.set()
-            thread.join()
 
     def leave(self) -> None:
         """Begin to end: nobody needs it any more."""

@@ -7,7 +7,6 @@ it last saw that file change: neither the worker's clock nor the file system's i
 from __future__ import annotations
 
 import contextlib
-import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from pathlib import Path
 import psutil
 
 from lorafront.search.paths import SearchPaths
+from lorafront.search.repeating import repeating
 from lorafront.trainables import heartbeat
 
 LOOKS_PER_LIMIT = 10
@@ -80,20 +80,13 @@ class Watchdog:
     @contextlib.contextmanager
     def watching(self, say: Callable[[str], None]) -> Iterator[None]:
         """Look again and again, in a thread, while the block runs."""
-        stop = threading.Event()
 
-        def follow() -> None:
-            while not stop.wait(min(LONGEST_PAUSE, self.limit / LOOKS_PER_LIMIT)):
-                for number in self.look():
-                    say(f"trial {number} made no progress for {self.limit:.0f} s; its worker was ended")
+        def look() -> None:
+            for number in self.look():
+                say(f"trial {number} made no progress for {self.limit:.0f} s; its worker was ended")
 
-        thread = threading.Thread(target=follow, name="watchdog", daemon=True)
-        thread.start()
-        try:
+        with repeating("watchdog", min(LONGEST_PAUSE, self.limit / LOOKS_PER_LIMIT), look):
             yield
-        finally:
-            stop.set()
-            thread.join()
 
 
 def end_worker(sign: heartbeat.Sign) -> bool:

@@ -199,7 +199,7 @@ def _resources(search: SearchFile, watch: Watch, seat: Seat) -> PlacementGroupFa
         found[f"{ACCELERATOR}{seat.devices.name}"] = ANY_OF_IT
     if not watch.unfit:
         return PlacementGroupFactory([found])
-    elsewhere = {"ray.io/node-id": f"!in({', '.join(sorted(watch.unfit))})"}
+    elsewhere = {"ray.io/node-id": f"!in({','.join(sorted(watch.unfit))})"}  # Ray takes no space
     return PlacementGroupFactory([found], bundle_label_selector=[elsewhere])
 
 
