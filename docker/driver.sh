@@ -17,4 +17,18 @@ fi
 if [ -n "${MLFLOW_TRACKING_PASSWORD:-}${MLFLOW_TRACKING_PASSWORD_FILE:-}" ]; then secret MLFLOW_TRACKING_PASSWORD; fi
 export RAY_AUTH_MODE=token RAY_USAGE_STATS_ENABLED=0
 umask 077
+
+# For head.sh and worker.sh: a folder of this user alone around Ray's, which Ray opens to everybody.
+private_parent() {
+    parent=$(dirname "$1")
+    case $parent in . | / | /tmp) return 0 ;; esac
+    if mkdir -m 700 "$parent" 2>/dev/null; then return 0; fi
+    if [ -L "$parent" ] || [ "$(stat -c %u "$parent")" != "$(id -u)" ]; then
+        echo "$parent, around RAY_FOLDER, is not yours" >&2
+        exit 2
+    fi
+    chmod 700 "$parent"
+}
+# shellcheck disable=SC2034 # those two; trials pass little through Ray, and more would not fit into a container's /dev/shm
+STORE_BYTES=1000000000
 if [ "$#" -gt 0 ]; then exec "$@"; fi

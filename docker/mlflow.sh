@@ -3,6 +3,7 @@
 #
 #   HOST, PORT        where it listens (127.0.0.1, 5000)
 #   ALLOWED_HOSTS     how clients call it: Host headers with commas (127.0.0.1:PORT and localhost:PORT)
+#   MLFLOW_SERVER_CORS_ALLOWED_ORIGINS   addresses of browsers behind a proxy, such as https://mlflow.example.org (none)
 #   DATABASE          postgresql+psycopg://mlflow@HOST/mlflow, without a password
 #   ARTIFACTS         s3://BUCKET/PATH (with MLFLOW_S3_ENDPOINT_URL, AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY), or a folder
 #   ADMIN             the first user, an administrator (lorafront)

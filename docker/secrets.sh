@@ -1,6 +1,9 @@
 #!/bin/sh
 # Random passwords and tokens in a new folder, a file for each, as compose.yaml wants them: secrets.sh FOLDER
+# And lets the containers' users read what compose.yaml mounts from here, whatever the umask of the checkout was.
 set -eu
+here=$(cd "$(dirname "$0")" && pwd)
+(cd "$here" && chmod a+r databases.sh databases.sql secret.sh store.sh)
 folder=$1
 mkdir -m 700 "$folder" # fails where it is there: what runs already would lose its passwords
 for name in postgres_password studies_password runs_password mlflow_password mlflow_secret_key ray_token \

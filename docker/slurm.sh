@@ -31,9 +31,11 @@ nodes=$(scontrol show hostnames "$SLURM_JOB_NODELIST")
 first=$(echo "$nodes" | head -n 1)
 address=$(getent ahostsv4 "$first" | awk '{ print $1; exit }')
 gpus=${SLURM_GPUS_ON_NODE:-0} cpus=${SLURM_CPUS_PER_TASK:-1}
+export SRUN_CPUS_PER_TASK="$cpus"                # which srun takes over from sbatch no more, since 22.05
+export RAY_FOLDER="/tmp/lf-$SLURM_JOB_ID/ray" # in a private folder
 
 NODE_IP=$address RAY_PORT=$port DASHBOARD_PORT=$dashboard NODE_CPUS=$cpus NODE_GPUS=$gpus \
-    RAY_FOLDER="/tmp/ray-$SLURM_JOB_ID" srun --nodes 1 --ntasks 1 --nodelist "$first" --overlap "$scripts/head.sh" &
+    srun --nodes 1 --ntasks 1 --nodelist "$first" --overlap "$scripts/head.sh" &
 running=$!
 driver=
 
@@ -45,6 +47,7 @@ end() {
         kill -TERM "$process" 2>/dev/null || true
         wait "$process" || true
     done
+    srun --ntasks-per-node 1 --overlap rm -rf "/tmp/lf-$SLURM_JOB_ID" || true
     rm -rf "$folder"
 }
 trap 'end; exit 143' TERM INT

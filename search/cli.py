@@ -183,6 +183,9 @@ def stop(
 
     there(address, root)
     held = trial is None and hold(name, root)
+    if held and not searches_under(root).search(name).has_study():
+        typer.echo(f"{name} has no trial yet; it stops before its first one, and does not come back by itself")
+        return
     table, paths = study_of(name, root)
     refuse_imported(table.search, "stop")
     if trial is not None and now:

@@ -168,7 +168,7 @@ class Watch:
     """Looks again and again, in a thread, which nodes there are, and asks new ones."""
 
     def __init__(
-        self, nodes: Sequence[Node], root: RootPaths, say: Callable[[str], None], *, pretended: bool = False
+        self, nodes: Sequence[Node], root: RootPaths, say: Callable[[str], None], *, joined: bool, pretended: bool
     ) -> None:
         """Look at nothing yet.
 
@@ -176,12 +176,14 @@ class Watch:
             nodes: as they were asked before.
             root: of the searches.
             say: hears of who comes and goes.
+            joined: it is a cluster, whose nodes are asked before they get trials.
             pretended: their GPUs are only that, so there are always as many.
         """
         self._nodes = list(nodes)
         self._unfit: set[str] = set()
         self._root = root
         self._say = say
+        self._joined = joined
         self._pretended = pretended
         self._changed = False
 
@@ -191,9 +193,9 @@ class Watch:
         return self._nodes
 
     @property
-    def unfit(self) -> frozenset[str]:
-        """Ids of nodes that have come, and that no trial can run on."""
-        return frozenset(self._unfit)
+    def choice(self) -> frozenset[str] | None:
+        """Ids of the nodes that trials may start on; None where Ray is our own."""
+        return frozenset(node.id for node in self._nodes) if self._joined else None
 
     def new_gpus(self) -> list[Devices] | None:
         """The GPUs that there are now; None where no node came or went since this was asked before."""
@@ -207,9 +209,9 @@ class Watch:
         """
         import ray
 
-        there = {node["NodeID"] for node in ray.nodes() if node["Alive"] and _listens(node)}
         where = {sign.node} if sign is not None and sign.node else {node.id for node in self._nodes}
-        return not where <= there
+        there = {node["NodeID"] for node in ray.nodes() if node["NodeID"] in where and node["Alive"] and _listens(node)}
+        return where != there
 
     def look(self) -> None:
         """Once."""
@@ -219,9 +221,12 @@ class Watch:
         for node in self._nodes:
             if node.id not in there:
                 self._say(f"{node} is gone; its trials go on elsewhere")
-        came = [node for node in asked(new, self._root) if self._is_fit(node)]
-        if came or not known.keys() <= there:
-            self._nodes = [known[node.id] for node in now if node.id in known] + came
+        if not known.keys() <= there:  # before others are asked, which can take a minute
+            self._nodes = [node for node in self._nodes if node.id in there]
+            self._changed = True
+        came = [node for node in asked(new, self._root) if node.facts is not None and self._is_fit(node)]
+        if came:
+            self._nodes = self._nodes + came
             self._changed = True
 
     def _is_fit(self, node: Node) -> bool:
@@ -252,8 +257,8 @@ def _listens(node: dict[str, Any]) -> bool:
         return False
 
 
-def end_elsewhere(sign: Sign) -> None:
-    """End a worker on the node that its heartbeat names; nothing where that does not answer."""
+def end_elsewhere(sign: Sign) -> bool:
+    """End a worker on the node that its heartbeat names; False where that does not answer."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy as On
 
@@ -262,3 +267,5 @@ def end_elsewhere(sign: Sign) -> None:
     with contextlib.suppress(Exception):  # a node that is gone has no worker
         task: Any = ray.remote(num_cpus=0, max_retries=0)(end_worker)
         ray.get(task.options(scheduling_strategy=On(sign.node, soft=False)).remote(sign), timeout=END_SECONDS)
+        return True
+    return False

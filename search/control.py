@@ -36,7 +36,7 @@ class Steering(Protocol):
         """A trial was handed to a worker that has so much of a GPU; without GPUs it counts as one."""
 
     def attempt_ended(self, number: int) -> None:
-        """The worker is free, or gone."""
+        """The worker is free, or gone; it may never have begun."""
 
 
 class Unsteered:

@@ -8,9 +8,16 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+import threading
+import time
 
 from lorafront.search import cli
+from lorafront.search.ownership import is_driven
+from lorafront.search.requests import Request, post
 from lorafront.search.submitted import Record, Submitted, shared_root
+
+LOOK_SECONDS = 2.0
+AGAIN_SECONDS = 20.0
 
 
 def main() -> None:
@@ -20,6 +27,7 @@ def main() -> None:
     if record.stopped:  # in the meantime
         return
     sys.argv = ["lorafront", *_command(submitted, record)]
+    threading.Thread(target=_heed, args=(submitted,), name="stop", daemon=True).start()
     code = 1
     try:
         cli.main()
@@ -29,7 +37,16 @@ def main() -> None:
         raise
     finally:
         with submitted.alone():
-            submitted.write(submitted.read().ended(code, begun=submitted.paths.has_study()))
+            submitted.write(submitted.read().ended(code))
+
+
+def _heed(submitted: Submitted) -> None:
+    """Hand on a stop that came before the search could be asked: while its model was loaded and its data read."""
+    while not (submitted.read().stopped and is_driven(submitted.paths) and submitted.paths.has_study()):
+        time.sleep(LOOK_SECONDS)
+    while True:  # again, since a driver forgets what was asked of those before it
+        post(submitted.paths, Request(kind="stop"))
+        time.sleep(AGAIN_SECONDS)
 
 
 def _command(submitted: Submitted, record: Record) -> list[str]:

@@ -87,7 +87,9 @@ def devices_of(nodes: Sequence[Node]) -> list[Devices]:
         if node.gpus and node.facts is not None and node.facts.gpus:
             name = node.kind or "GPU"
             counts[name] += node.gpus
-            sizes[name] += [total if node.lent else free for total, free in node.facts.gpus]
+            # NVML names all of the machine's; Ray may have been given some, hardly those that others have filled.
+            own = sorted(node.facts.gpus, key=lambda gpu: gpu[1], reverse=True)[: node.gpus]
+            sizes[name] += [total if node.lent else free for total, free in own]
     return [Devices(name, min(sizes[name]), count, CONTEXT, are_gpus=True) for name, count in counts.items()]
 
 

@@ -19,7 +19,7 @@ from lorafront.search.packs import Need, Packs
 from lorafront.search.placement import ANYWHERE, Placement, Seat
 from lorafront.search.progress import Observer, last_line
 from lorafront.search.ray_trainable import JOIN, LEAVE, MEASURE, MEASURED, REPORTS, RESOURCES
-from lorafront.search.retries import again
+from lorafront.search.retries import again, may_move, move_kind
 from lorafront.search.stopping import Never, StoppingRule
 from lorafront.search.study import WRITE_ERRORS, StudyLedger
 from lorafront.search.trial_queue import TrialQueue
@@ -57,6 +57,7 @@ class Workplace:
         slots: packed trials in flight at most; None packs nothing.
         workers: that they are spread over.
         most: workers that there is room for now.
+        nodes: ids of those that a worker may start on now; None where Ray is left to choose.
         ready: returns when a worker can start, or what it is given says that none will.
     """
 
@@ -77,6 +78,7 @@ class Workplace:
     slots: int | None = None
     workers: int = 1
     most: Callable[[], float] = lambda: math.inf
+    nodes: Callable[[], frozenset[str] | None] = lambda: None
     ready: Callable[[Callable[[], bool]], object] = lambda _: None
 
 
@@ -114,6 +116,8 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]  # Ray is untyped
         self._again = {number for number, _ in unfinished}  # an earlier attempt may know of rungs that we never heard
         self._rule = rule or Never()
         self._stranded: set[str] = set()
+        self._chosen: dict[str, frozenset[str]] = {}  # where each worker may start
+        self._waiting: dict[str, dict[int, float]] = {}  # for Ray: its trials, each with its share of a GPU
         self._measuring: dict[str, set[int]] = {}  # what each worker still has to measure
         self._measured: set[int] = set()  # or tried to
         self._steering = steering or Unsteered()
@@ -142,15 +146,19 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]  # Ray is untyped
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         """What a new worker begins with; FINISHED where there is no more to do, or the search has to stop.
 
-        None while trials run: one of them may have to be run again, the budget may grow, or there is no room for the
-        next one yet; and Ray never asks again after FINISHED.
+        None while no node could have a worker, and while trials run: one of them may have to be run again, the budget
+        may grow, or there is no room for the next one yet; and Ray never asks again after FINISHED.
         """
-        trials = self.fill(trial_id) if len(self._packs.workers) < self._workplace.most() else []
+        room, nodes = self._workplace.most(), self._workplace.nodes()
+        deserted = nodes == frozenset() or self._workplace.placement.is_empty
+        trials = self.fill(trial_id) if len(self._packs.workers) < room and not deserted else []
         if trials:
+            if nodes is not None:
+                self._chosen[trial_id] = nodes
             seat = self._workplace.placement.seat_of(trial_id)
             self._workplace.ready(lambda: self._steering.stopping)
             return {RESOURCES: self._workplace.resources(seat), JOIN: trials}
-        if self._steering.stopping or self.halted or not self.busy:
+        if self._steering.stopping or self.halted or not (self.busy or (deserted and not self._queue.dry)):
             self.over = True
             return str(Searcher.FINISHED)
         return None
@@ -194,12 +202,28 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]  # Ray is untyped
         if not there:
             packs.begin(worker, seat)
         part = packs.join(worker, number, need)
-        self._steering.attempt_began(number, part * (seat.gpus if seat.devices.are_gpus else 1.0))
+        share = part * (seat.gpus if seat.devices.are_gpus else 1.0)
+        if there and worker not in self._waiting:
+            self._steering.attempt_began(number, share)
+        else:
+            self._waiting.setdefault(worker, {})[number] = share
         self.observer.started(number, lora)
         return told
 
+    def look_for_starts(self) -> None:
+        """Count the time of workers from when they come forward: before, others may have what they wait for."""
+        for worker, numbers in list(self._waiting.items()):
+            if any(map(self._workplace.seen, numbers)):
+                self._begin(worker)
+
+    def _begin(self, worker: str) -> None:
+        for number, share in self._waiting.pop(worker, {}).items():
+            if number in self._packs.members(worker):
+                self._steering.attempt_began(number, share)
+
     def note(self, worker: str, result: Mapping[str, Any]) -> list[int]:
         """Write down what a worker reports; returns the trials that it has to let go."""
+        self._begin(worker)
         leaving, evicted = [], 0
         for name, raw in json.loads(result.get(REPORTS, "{}")).items():
             number, report = int(name), Report.from_json(raw)
@@ -247,18 +271,19 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]  # Ray is untyped
         killed = bool(members) and error and self._workplace.killed() and not moved
         if killed and len(members) > 1:
             self._packs.limit = max(1, len(members) // 2)
-        self._measuring.pop(trial_id, None)
+        for known in (self._measuring, self._chosen, self._waiting):
+            known.pop(trial_id, None)
         hung = [number for number in members if self._left(trial_id, number)]
         self._packs.end(trial_id)
         for number in members:
             gone = HUNG if number in hung else LOST if not killed else KILLED if len(members) == 1 else EVICTED
-            self._ended(number, None, MOVED if moved else gone, seat)
+            self._ended(number, None, MOVED if moved and may_move(self.ledger, number) else gone, seat)
 
     def stranded(self) -> set[str]:
-        """Workers that wait to begin on a type of device that is not there any more; who asks ends them."""
-        placement = self._packs.placement
-        for worker in self._packs.workers if placement.lacks_any() else ():
-            if placement.lacks(worker) and not any(map(self._workplace.seen, self._packs.members(worker))):
+        """Workers that wait to begin on nodes, or on a type of device, of which none is left; who asks ends them."""
+        lacks, nodes = self._packs.placement.lacks, self._workplace.nodes()
+        for worker in self._waiting:
+            if lacks(worker) or (nodes is not None and not nodes & self._chosen.get(worker, nodes)):
                 self._stranded.add(worker)
         return self._stranded & set(self._packs.workers)
 
@@ -289,6 +314,7 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]  # Ray is untyped
         self._workplace.learn(number, self.ledger.configurations[number], last, seat)
         if last.paused:
             if last is MOVED:
+                self.ledger.count_end(number, move_kind(self.ledger, number))
                 self._workplace.move(number)
                 self._again.add(number)
                 self.observer.said(f"trial {number} goes on elsewhere: {last.error}")

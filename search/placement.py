@@ -243,14 +243,15 @@ class Placement:
             if index in self._free[seat.devices.name]:
                 self._free[seat.devices.name][index] += min(seat.share, WHOLE)
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether all devices have gone."""
+        return bool(self.types) and not any(devices.count for devices in self.types)
+
     def lacks(self, who: str) -> bool:
         """Whether all devices of the type have gone that somebody was to sit on."""
         name = self._taken[who][0].devices.name
         return any(devices.name == name and not devices.count for devices in self.types)
-
-    def lacks_any(self) -> bool:
-        """Whether all devices of some type have gone."""
-        return any(not devices.count for devices in self.types)
 
     def seat_of(self, who: str) -> Seat:
         """Where somebody sits."""

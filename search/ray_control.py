@@ -31,5 +31,6 @@ class RayControl(tune.Stopper):  # type: ignore[misc]  # Ray is untyped
 
     def stop_all(self) -> bool:
         """Asked in each turn, ten times a second. True once the search stops and all that ran has left."""
+        self._searcher.look_for_starts()
         self._control.poll(over=self._searcher.over)
         return self._control.stopping and not self._searcher.busy

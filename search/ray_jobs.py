@@ -71,6 +71,7 @@ class RayJobs:
         for name in ("ray", "ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk"):
             logging.getLogger(name).setLevel(logging.ERROR)
         self.address = url_of(address) if address else _own_address()
+        _past_proxies(self.address)
         headers = _token_header()
         with self._asked():
             said = requests.get(f"{self.address}/api/version", headers=headers, timeout=HELLO, verify=_certificates())
@@ -194,6 +195,7 @@ class RayJobs:
         import aiohttp
         import requests
         from ray.exceptions import AuthenticationError
+        from ray.util.state.exception import RayStateApiException
 
         try:
             yield
@@ -211,7 +213,7 @@ class RayJobs:
             if isinstance(error, NoCluster):
                 raise
             raise NoCluster(f"{self.address} does not answer ({_short(error)}); {LOOK}") from error
-        except RuntimeError as error:
+        except (RuntimeError, RayStateApiException) as error:
             raise NoCluster(f"{self.address} does not answer as a job server does ({_short(error)}); {LOOK}") from error
 
 
@@ -290,6 +292,14 @@ def _token_header() -> dict[str, str]:
         except OSError as error:
             raise InvalidInput(f"RAY_AUTH_TOKEN_PATH: cannot read {file}: {error.strerror or error}") from error
     return {"authorization": f"Bearer {token.strip()}"} if token else {}
+
+
+def _past_proxies(address: str) -> None:
+    """What is on this machine, as the end of a tunnel is, is asked directly: a proxy would see the token."""
+    host = urlsplit(address).hostname or ""
+    if host in {"localhost", "::1"} or host.startswith("127."):
+        for name in ("no_proxy", "NO_PROXY"):
+            os.environ[name] = ",".join(filter(None, [os.environ.get(name, ""), host]))
 
 
 def _certificates() -> str | bool:

@@ -14,6 +14,7 @@ WORKER_LOSSES = 2
 # Attempts after the first one, of lost workers from each rung; what is not here is told at once.
 ALLOWED = {Outcome.INFRA_LOST: WORKER_LOSSES, Outcome.TIMEOUT: WORKER_LOSSES, Outcome.CUDA_OOM: 1, Outcome.HOST_OOM: 1}
 
+MOVES = 10  # from each rung: nodes come and go, but a trial may also be what takes each one down
 NOT_PACKABLE, ERROR = "not_packable", "NotPackable: "  # how an end is counted, and the error that it has
 
 
@@ -39,6 +40,16 @@ def kind(outcome: Outcome, rows: int) -> str:
 def allowed(ledger: StudyLedger, number: int, outcome: Outcome, rows: int) -> bool:
     """True where a trial that ended so after so many rows may be run again; `StudyLedger.count_end` says that it is."""
     return outcome in ALLOWED and ledger.ends(number).get(kind(outcome, rows), 0) < ALLOWED[outcome]
+
+
+def move_kind(ledger: StudyLedger, number: int) -> str:
+    """How `StudyLedger.count_end` counts that a trial lost its node."""
+    return f"moved@{ledger.newest_rung(number)}"
+
+
+def may_move(ledger: StudyLedger, number: int) -> bool:
+    """True where a trial that lost its node goes on as if nothing was; else it lost its worker, like others."""
+    return ledger.ends(number).get(move_kind(ledger, number), 0) < MOVES
 
 
 def ran_out(ledger: StudyLedger, number: int) -> bool:

@@ -352,7 +352,10 @@ def _tune(
     watchdog = Watchdog(search.resources.hang_minutes * 60, end_elsewhere=end_elsewhere)
     control = Control(paths, ledger, observer, interruption)
     scratch = cluster.wait()
-    watch = Watch(cluster.nodes or living(), RootPaths(paths.folder.parent), observer.said, pretended=cluster.pretends)
+    watch = Watch(
+        cluster.nodes or living(), RootPaths(paths.folder.parent), observer.said, joined=bool(cluster.nodes),
+        pretended=cluster.pretends,
+    )  # fmt: skip
     searcher = OptunaSearcher(
         ledger,
         replace(workplace(prepared, paths, ledger, watchdog, engine, watch), ready=cluster.ready),

@@ -25,7 +25,7 @@ from lorafront.search.ownership import is_driven
 from lorafront.search.paths import RootPaths, check_name
 from lorafront.search.study_table import read_study
 from lorafront.search.travel import SEARCH_FILE, Luggage
-from lorafront.spaces.errors import InvalidInput, SearchOwned, StateUnreadable
+from lorafront.spaces.errors import InvalidInput, LorafrontError, SearchOwned
 from lorafront.trainables.checkpoint import write_text
 from lorafront.trainables.config import Section
 
@@ -77,14 +77,9 @@ class Record(Section):
         less = [kind for kind, count in self.had.items() if has.get(kind, 0) < (min(count, 1) if late else count)]
         return ", ".join(f"{has.get(kind, 0):g} of {self.had[kind]:g} {kind}s" for kind in less)
 
-    def ended(self, code: int, *, begun: bool) -> Record:
-        """After a driver left by itself.
-
-        Args:
-            code: its exit code.
-            begun: there is a study; a search that was refused before that is no better the next time.
-        """
-        return self.model_copy(update={"done": code in {0, 4} or (code == 2 and not begun)})  # noqa: PLR2004  # errors.py
+    def ended(self, code: int) -> Record:
+        """After a driver left with that exit code; what refused one may have been a server that was away."""
+        return self.model_copy(update={"done": code in {0, 4}})
 
 
 class Jobs(Protocol):
@@ -112,9 +107,20 @@ class Submitted:
     """One search that was submitted, or is to be."""
 
     def __init__(self, root: RootPaths, name: str) -> None:
-        """Args: root: on storage that the cluster's nodes share. name: of the search."""
+        """Name its files.
+
+        Args:
+            root: on storage that the cluster's nodes share.
+            name: of the search.
+
+        Raises:
+            InvalidInput: it cannot be the name of one.
+        """
+        try:
+            self.paths = root.search(check_name(name))
+        except ValueError as error:
+            raise InvalidInput(f"name {error}") from error
         self.root = root
-        self.paths = root.search(check_name(name))
         self._folder = root.submitted(name)
         self._record = self._folder / "record.json"
         self._files = self._folder / "files"
@@ -254,8 +260,8 @@ def come_back(
         for name in list(names):
             try:
                 found = _come_back(Submitted(root, name), jobs, late=late)
-            except (StateUnreadable, ValueError) as error:  # the others come back all the same
-                found = Started(name, "", f"cannot be read: {error}")
+            except (LorafrontError, OSError, ValueError) as error:  # the others come back all the same
+                found = Started(name, "", f"does not come back: {error}") if late else None
             if found is not None:
                 names.remove(name)
                 yield found
@@ -290,7 +296,7 @@ def _come_back(submitted: Submitted, jobs: Jobs, *, late: bool) -> Started | Non
 
 def hold(root: RootPaths, name: str) -> bool:
     """Let a search not come back by itself, as its user stops it; False where it would not have."""
-    with contextlib.suppress(ValueError):
+    with contextlib.suppress(InvalidInput):
         submitted = Submitted(root, name)
         if submitted.is_there:
             with submitted.alone():

@@ -41,7 +41,7 @@ class Luggage:
 
     def zipped(self, target: Path) -> None:
         """Write them into an archive."""
-        with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as archive:
+        with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED, strict_timestamps=False) as archive:
             for place, file in self.files.items():
                 archive.write(file, str(place))
 
@@ -88,10 +88,8 @@ def pack(search: SearchFile, file: Path, limit: int = LIMIT) -> Luggage:
         raise InvalidInput(problems)
     _check_size({name: [file for _, file in found] for name, found in named.items()}, limit)
     base = layout(named)
-    files = {base / SEARCH_FILE: file}
-    for name, found in named.items():
-        files |= {_joined(base, name, below): source for below, source in found}
-    return Luggage(base, files)
+    files = {_joined(base, name, below): source for name, found in named.items() for below, source in found}
+    return Luggage(base, {**files, base / SEARCH_FILE: file})
 
 
 def layout(names: Iterable[str]) -> PurePosixPath:
@@ -155,7 +153,8 @@ def _below(place: Path) -> Iterator[tuple[str, Path]]:
         folders[:] = sorted(set(folders) - _LEFT)
         for name in sorted(files):
             file = Path(folder, name)
-            yield file.relative_to(place).as_posix(), file
+            if file.is_file():  # no pipe, and no link to nowhere
+                yield file.relative_to(place).as_posix(), file
 
 
 def _is_relative(name: str) -> bool:

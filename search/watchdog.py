@@ -30,12 +30,12 @@ class Watchdog:
     Attributes:
         limit: seconds without a change after which a worker is ended.
         clock: monotonic seconds.
-        end_elsewhere: ends a worker on another machine.
+        end_elsewhere: ends a worker on another machine; False where that did not work.
     """
 
     limit: float
     clock: Callable[[], float] = time.monotonic
-    end_elsewhere: Callable[[heartbeat.Sign], object] = lambda _: None
+    end_elsewhere: Callable[[heartbeat.Sign], bool] = lambda _: False
     _overdue: set[int] = field(default_factory=set)
     _folders: dict[int, Path] = field(default_factory=dict)
     _seen: dict[int, tuple[heartbeat.Sign, float]] = field(default_factory=dict)
@@ -70,12 +70,24 @@ class Watchdog:
                 self._seen[number] = (sign, self.clock())
             elif self.clock() - before[1] > self.limit and (sign.is_elsewhere or sign.process() is not None):
                 silent.append((number, sign))
+        return self._end(silent)
+
+    def _end(self, silent: list[tuple[int, heartbeat.Sign]]) -> list[int]:
+        folders = dict(self._folders)
         for number, _ in silent:
             self.forget(number)
             self._overdue.add(number)  # before the end, which the driver hears of at once
-        for sign in {(sign.place, sign.pid): sign for _, sign in silent}.values():
-            (self.end_elsewhere if sign.is_elsewhere else end_worker)(sign)
-        return [number for number, _ in silent]
+        stay = set()
+        for worker, sign in {(sign.place, sign.pid): sign for _, sign in silent}.items():
+            if sign.is_elsewhere and not self.end_elsewhere(sign):
+                stay.add(worker)
+            elif not sign.is_elsewhere:
+                end_worker(sign)
+        for number, sign in silent:
+            if (sign.place, sign.pid) in stay and number in self._overdue:
+                self._overdue.discard(number)
+                self._folders[number] = folders[number]  # it is ended after as long again
+        return [number for number, sign in silent if (sign.place, sign.pid) not in stay]
 
     @contextlib.contextmanager
     def watching(self, say: Callable[[str], None]) -> Iterator[None]:

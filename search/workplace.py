@@ -177,6 +177,7 @@ def workplace(
         slots=packs and packs[0],
         workers=packs[1] if packs else 1,
         most=partial(_room, prepared, watch),
+        nodes=lambda: watch.choice,
     )
 
 
@@ -197,10 +198,11 @@ def _resources(search: SearchFile, watch: Watch, seat: Seat) -> PlacementGroupFa
         found["GPU"] = seat.gpus
     if any(node.kind == seat.devices.name for node in watch.nodes):
         found[f"{ACCELERATOR}{seat.devices.name}"] = ANY_OF_IT
-    if not watch.unfit:
+    if (nodes := watch.choice) is None:
         return PlacementGroupFactory([found])
-    elsewhere = {"ray.io/node-id": f"!in({','.join(sorted(watch.unfit))})"}  # Ray takes no space
-    return PlacementGroupFactory([found], bundle_label_selector=[elsewhere])
+    # Else Ray would put it on a node that comes at once, whatever is wrong with that.
+    chosen = {"ray.io/node-id": f"in({', '.join(sorted(nodes))})"}
+    return PlacementGroupFactory([found], bundle_label_selector=[chosen])
 
 
 def pack_slots(search: SearchFile, placement: Placement, at_once: int) -> tuple[int, int]:

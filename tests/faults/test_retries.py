@@ -13,7 +13,7 @@ from lorafront.search.paths import RootPaths
 from lorafront.search.placement import Devices, Placement
 from lorafront.search.progress import Silent
 from lorafront.search.ray_trainable import JOIN, LEAVE
-from lorafront.search.retries import ran_out
+from lorafront.search.retries import MOVES, WORKER_LOSSES, ran_out
 from lorafront.search.study import StudyLedger
 from lorafront.search.study_table import read_study
 from lorafront.search.trial_queue import PATIENCE
@@ -223,3 +223,96 @@ def test_an_end_that_cannot_be_stored_stops_the_search(tmp_path: Path) -> None:
     assert "the end of trial 0 could not be stored" in searcher.halted
     assert begins(searcher, "b") == "FINISHED"
     assert read_study(path).trials[0].state == "RUNNING"
+
+
+class Nodes:
+    """A cluster as the searcher sees it; its workers come forward when they are told to."""
+
+    def __init__(self, folder: Path, *, trials: int) -> None:
+        ledger = StudyLedger(folder / "study.db", search_file(budget={"trials": trials}), create=True)
+        self.ids = frozenset({"first"})
+        self.seen = False
+        self.began: list[int] = []
+        self.placement = Placement([Devices("a GPU", 1000, are_gpus=True)], fixed=16)
+        workplace = Workplace(
+            lambda number, *_: {"number": number},
+            seen=lambda _: self.seen,
+            displaced=lambda _: "first" not in self.ids,
+            seat=lambda _number, lora: self.placement.seat(lora.quantization, None),
+            placement=self.placement,
+            nodes=lambda: self.ids,
+        )
+        self.searcher = OptunaSearcher(ledger, workplace, Silent(), unfinished=[], steering=self)
+
+    stopping = False
+
+    def attempt_began(self, number: int, share: float) -> None:
+        assert share == 1
+        self.began.append(number)
+
+    def attempt_ended(self, number: int) -> None:
+        """Nothing."""
+
+
+def test_a_search_whose_last_node_leaves_waits_for_another(tmp_path: Path) -> None:
+    """Nothing is begun meanwhile, nothing ends; then its trial goes on, and the budget is spent exactly."""
+    nodes = Nodes(tmp_path, trials=2)
+    searcher = nodes.searcher
+    assert begins(searcher, "a") == 0
+    nodes.ids = frozenset()
+    nodes.placement.resize([], 1)
+    searcher.on_trial_complete("a", error=True)
+    assert [begins(searcher, "b") for _ in range(3)] == [None] * 3
+    nodes.ids = frozenset({"second"})
+    assert begins(searcher, "b") is None  # there is a node, and no GPU
+    nodes.placement.resize([Devices("a GPU", 1000, are_gpus=True)], 1)
+    assert begins(searcher, "b") == 0
+    assert ends(searcher, "b", 0, OWN_FAULT) == 1
+    nodes.ids = frozenset()
+    assert ends(searcher, "b", 1, OWN_FAULT) is None
+    assert begins(searcher, "c") == "FINISHED"  # nothing is left that would need one
+    assert searcher.ledger.recorded == 2
+
+
+def test_a_worker_that_waits_for_nodes_that_are_gone_is_ended(tmp_path: Path) -> None:
+    """Not one that has come forward; nor one that may start on a node that is left."""
+    nodes = Nodes(tmp_path, trials=3)
+    searcher = nodes.searcher
+    assert begins(searcher, "a") == 0
+    nodes.ids = frozenset({"first", "second"})
+    assert searcher.stranded() == set()
+    nodes.ids = frozenset({"second"})
+    assert searcher.stranded() == {"a"}
+    searcher.on_trial_complete("a", error=True)
+    assert begins(searcher, "b") == 0
+    nodes.seen = True
+    searcher.look_for_starts()
+    nodes.ids = frozenset({"third"})
+    assert searcher.stranded() == set()
+
+
+def test_waiting_for_a_gpu_that_others_have_costs_no_hours(tmp_path: Path) -> None:
+    """They count from when a worker comes forward, or says something."""
+    nodes = Nodes(tmp_path, trials=2)
+    assert begins(nodes.searcher, "a") == 0
+    nodes.searcher.look_for_starts()
+    assert nodes.began == []
+    nodes.seen = True
+    nodes.searcher.look_for_starts()
+    nodes.searcher.look_for_starts()
+    assert nodes.began == [0]
+    assert ends(nodes.searcher, "a", 0, OWN_FAULT) == 1
+    assert nodes.began == [0, 1]
+
+
+def test_a_trial_that_takes_every_node_down_is_told_in_the_end(tmp_path: Path) -> None:
+    """A node that is gone is no fault of the trial's on it; so many in a row are counted as lost workers."""
+    nodes = Nodes(tmp_path, trials=1)
+    nodes.ids = frozenset({"second"})
+    attempts = 0
+    while begins(nodes.searcher, f"worker {attempts}") == 0:
+        attempts += 1
+        nodes.searcher.on_trial_complete(f"worker {attempts - 1}", error=True)
+    assert attempts == MOVES + WORKER_LOSSES + 1
+    (told,) = read_study(tmp_path / "study.db").trials
+    assert told.outcome is Outcome.INFRA_LOST

@@ -90,10 +90,10 @@ def test_a_node_sees_whether_its_root_is_the_drivers(tmp_path: Path) -> None:
 
 def test_gpus_that_are_only_pretended_are_always_as_many(tmp_path: Path) -> None:
     """What a node says of its own is no news then."""
-    watch = Watch([LARGE], RootPaths(tmp_path), print, pretended=True)
+    watch = Watch([LARGE], RootPaths(tmp_path), print, joined=True, pretended=True)
     watch._changed = True
     assert watch.new_gpus() is None
-    watch = Watch([LARGE], RootPaths(tmp_path), print)
+    watch = Watch([LARGE], RootPaths(tmp_path), print, joined=True, pretended=False)
     assert watch.new_gpus() is None
     watch._changed = True
     assert [one.count for one in watch.new_gpus() or []] == [2]

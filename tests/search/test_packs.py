@@ -51,7 +51,7 @@ class Shares:
         self.of[number] = share
 
     def attempt_ended(self, number: int) -> None:
-        self.of.pop(number)
+        self.of.pop(number, None)
 
 
 @dataclass
@@ -65,6 +65,7 @@ class Desk:
 
     def new(self, worker: str) -> list[int]:
         told = self.searcher.suggest(worker)
+        self.searcher.look_for_starts()
         return [one["number"] for one in told[JOIN]] if isinstance(told, dict) else []
 
     def hear(self, worker: str, reports: Mapping[int, Report]) -> list[int]:

@@ -95,8 +95,9 @@ def test_a_type_that_has_gone_is_passed_over_and_waited_for_where_it_was_the_onl
     placement = Placement([LARGE, SMALL])
     placement.resize([SMALL], 8)
     assert placement.seat("nf4", 20 * GIB).devices.name == "small"
-    assert placement.lacks_any()
+    assert not placement.is_empty
     placement.resize([], 8)
+    assert placement.is_empty
     seat = placement.seat("nf4", 2 * GIB)
     assert not placement.has_room(seat)
     assert placement.too_large("nf4", 20 * GIB) == ""

@@ -116,3 +116,20 @@ def test_a_beat_is_a_change_of_the_file(tmp_path: Path, monkeypatch: pytest.Monk
     second = heartbeat.read(tmp_path)
     assert second is not None
     assert second.beat > first.beat
+
+
+def test_a_worker_elsewhere_that_could_not_be_ended_is_ended_later(tmp_path: Path) -> None:
+    """Its machine did not answer; only then is it said that it was ended, and the trial is one that hung."""
+    (tmp_path / heartbeat.FILE).write_text(
+        json.dumps({"pid": 1, "started": 1.0, "beats": 3, "place": "x", "node": "n"})
+    )
+    now, answers = [0.0], iter([False, True])
+    watchdog = Watchdog(10, clock=lambda: now[0], end_elsewhere=lambda sign: sign.node == "n" and next(answers))
+    (folder := tmp_path / "trial").mkdir()
+    watchdog.watch(7, folder)
+    (tmp_path / heartbeat.FILE).rename(folder / heartbeat.FILE)
+    ended = []
+    for now[0] in (0, 11, 12, 23):
+        ended.append(watchdog.look())
+    assert ended == [[], [], [], [7]]
+    assert watchdog.forget(7)
