@@ -201,7 +201,7 @@ def _resources(search: SearchFile, watch: Watch, seat: Seat) -> PlacementGroupFa
     if (nodes := watch.choice) is None:
         return PlacementGroupFactory([found])
     # Else Ray would put it on a node that comes at once, whatever is wrong with that.
-    chosen = {"ray.io/node-id": f"in({', '.join(sorted(nodes))})"}
+    chosen = {"ray.io/node-id": f"in({','.join(sorted(nodes))})"}  # after a space none would match (2.60)
     return PlacementGroupFactory([found], bundle_label_selector=[chosen])
 
 
