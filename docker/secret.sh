@@ -8,7 +8,8 @@ secret() {
     wrong=
     case $(printf %s "$value" | tr '[:upper:]' '[:lower:]') in
     "") wrong="is not set" ;;
-    *password* | *changeme* | *change-me* | *change_me* | *default* | *example* | *minioadmin* | 1234* | \<*\>)
+    *password* | *changeme* | *change-me* | *change_me* | *default* | *example* | *minioadmin* | 1234* | \<*\> | \
+        *postgres* | *lorafront* | *mlflow*)
         wrong="is a known default" ;;
     esac
     if [ -z "$wrong" ] && [ "${#value}" -lt 12 ]; then wrong="is shorter than 12 characters"; fi

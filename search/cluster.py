@@ -24,7 +24,7 @@ from lorafront.trainables.checkpoint import write_text
 
 if TYPE_CHECKING:
     from lorafront.search.paths import RootPaths
-    from lorafront.search.placement import Devices
+    from lorafront.search.placement import Devices, Seat
     from lorafront.trainables.heartbeat import Sign
 
 EQUAL = ("lorafront", "ray", "torch", "transformers", "peft", "bitsandbytes", "safetensors")  # everywhere
@@ -192,10 +192,9 @@ class Watch:
         """Those that live and trials can run on, as of the last look."""
         return self._nodes
 
-    @property
-    def choice(self) -> frozenset[str] | None:
-        """Ids of the nodes that trials may start on; None where Ray is our own."""
-        return frozenset(node.id for node in self._nodes) if self._joined else None
+    def homes(self, seat: Seat, cpus: int) -> frozenset[str] | None:
+        """Ids of the nodes where a worker could sit so, with so many cores; None where Ray is our own."""
+        return frozenset(node.id for node in self._nodes if node.has(seat, cpus)) if self._joined else None
 
     def new_gpus(self) -> list[Devices] | None:
         """The GPUs that there are now; None where no node came or went since this was asked before."""

@@ -38,7 +38,9 @@ def end_with_children(code: int) -> None:
 class Interruption:
     """Hears signals while a `with` block runs, in the main thread; in another one they are somebody else's."""
 
-    def __init__(self, name: str, leave: Leave = end_with_children, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, name: str, leave: Leave = end_with_children, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         """Hear nothing yet.
 
         Args:

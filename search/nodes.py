@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from lorafront.search.doctor import Finding
 from lorafront.search.gpu_memory import CONTEXT
-from lorafront.search.placement import Devices
+from lorafront.search.placement import Devices, Seat
 from lorafront.spaces.sizes import GIB, size_text
 
 BFLOAT16 = 8.0  # CUDA's capability from which on GPUs have it
@@ -69,6 +69,17 @@ class Node:
     facts: Facts | None = None
     problem: str = ""
 
+    def has(self, seat: Seat, cpus: int) -> bool:
+        """Whether it has such a seat, and so many cores."""
+        return self.cores >= cpus and (
+            not seat.devices.are_gpus or (self.gpus >= seat.gpus and self.device == seat.devices.name)
+        )
+
+    @property
+    def device(self) -> str:
+        """How placement names the type of its GPUs."""
+        return self.kind or "GPU"
+
     def __str__(self) -> str:
         """As messages name it; a machine without a cluster has no id."""
         if not self.id:
@@ -85,11 +96,10 @@ def devices_of(nodes: Sequence[Node]) -> list[Devices]:
     sizes: dict[str, list[int]] = defaultdict(list)
     for node in nodes:
         if node.gpus and node.facts is not None and node.facts.gpus:
-            name = node.kind or "GPU"
-            counts[name] += node.gpus
+            counts[node.device] += node.gpus
             # NVML names all of the machine's; Ray may have been given some, hardly those that others have filled.
             own = sorted(node.facts.gpus, key=lambda gpu: gpu[1], reverse=True)[: node.gpus]
-            sizes[name] += [total if node.lent else free for total, free in own]
+            sizes[node.device] += [total if node.lent else free for total, free in own]
     return [Devices(name, min(sizes[name]), count, CONTEXT, are_gpus=True) for name, count in counts.items()]
 
 

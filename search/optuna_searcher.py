@@ -57,7 +57,7 @@ class Workplace:
         slots: packed trials in flight at most; None packs nothing.
         workers: that they are spread over.
         most: workers that there is room for now.
-        nodes: ids of those that a worker may start on now; None where Ray is left to choose.
+        nodes: ids of those that a worker may start on now to sit there; None where Ray is left to choose.
         ready: returns when a worker can start, or what it is given says that none will.
     """
 
@@ -78,7 +78,7 @@ class Workplace:
     slots: int | None = None
     workers: int = 1
     most: Callable[[], float] = lambda: math.inf
-    nodes: Callable[[], frozenset[str] | None] = lambda: None
+    nodes: Callable[[Seat], frozenset[str] | None] = lambda _: None
     ready: Callable[[Callable[[], bool]], object] = lambda _: None
 
 
@@ -116,7 +116,7 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]  # Ray is untyped
         self._again = {number for number, _ in unfinished}  # an earlier attempt may know of rungs that we never heard
         self._rule = rule or Never()
         self._stranded: set[str] = set()
-        self._chosen: dict[str, frozenset[str]] = {}  # where each worker may start
+        self._chosen: dict[str, frozenset[str] | None] = {}  # where each worker may start
         self._waiting: dict[str, dict[int, float]] = {}  # for Ray: its trials, each with its share of a GPU
         self._measuring: dict[str, set[int]] = {}  # what each worker still has to measure
         self._measured: set[int] = set()  # or tried to
@@ -149,13 +149,12 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]  # Ray is untyped
         None while no node could have a worker, and while trials run: one of them may have to be run again, the budget
         may grow, or there is no room for the next one yet; and Ray never asks again after FINISHED.
         """
-        room, nodes = self._workplace.most(), self._workplace.nodes()
-        deserted = nodes == frozenset() or self._workplace.placement.is_empty
+        room = self._workplace.most()
+        deserted = self._workplace.nodes(ANYWHERE) == frozenset() or self._workplace.placement.is_empty
         trials = self.fill(trial_id) if len(self._packs.workers) < room and not deserted else []
         if trials:
-            if nodes is not None:
-                self._chosen[trial_id] = nodes
             seat = self._workplace.placement.seat_of(trial_id)
+            self._chosen[trial_id] = self._workplace.nodes(seat)
             self._workplace.ready(lambda: self._steering.stopping)
             return {RESOURCES: self._workplace.resources(seat), JOIN: trials}
         if self._steering.stopping or self.halted or not (self.busy or (deserted and not self._queue.dry)):
@@ -281,9 +280,9 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]  # Ray is untyped
 
     def stranded(self) -> set[str]:
         """Workers that wait to begin on nodes, or on a type of device, of which none is left; who asks ends them."""
-        lacks, nodes = self._packs.placement.lacks, self._workplace.nodes()
         for worker in self._waiting:
-            if lacks(worker) or (nodes is not None and not nodes & self._chosen.get(worker, nodes)):
+            chosen, now = self._chosen.get(worker), self._workplace.nodes(self._packs.placement.seat_of(worker))
+            if self._packs.placement.lacks(worker) or (chosen is not None and now is not None and not chosen & now):
                 self._stranded.add(worker)
         return self._stranded & set(self._packs.workers)
 

@@ -6,7 +6,6 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from lorafront.search.devices import most_workers, workers
-from lorafront.search.nodes import ACCELERATOR
 from lorafront.search.oom_kills import KernelKills
 from lorafront.search.optuna_searcher import Workplace
 from lorafront.search.packs import Need
@@ -37,7 +36,6 @@ if TYPE_CHECKING:
 TOKENS_PER_PASS = 8192  # not measured on a GPU: estimates say that larger passes gain little (two CPU cores: 2,000)
 QUARTER = 4  # of the budget may be in flight
 ALONE = "an attempt in a pack lost its worker, ran out of memory or could not begin"
-ANY_OF_IT = 0.001  # of a node's type of accelerator, which says where an actor may be and takes nothing
 
 
 class Places:
@@ -177,7 +175,7 @@ def workplace(
         slots=packs and packs[0],
         workers=packs[1] if packs else 1,
         most=partial(_room, prepared, watch),
-        nodes=lambda: watch.choice,
+        nodes=partial(watch.homes, cpus=prepared.search.resources.cpus_per_trial),
     )
 
 
@@ -196,9 +194,7 @@ def _resources(search: SearchFile, watch: Watch, seat: Seat) -> PlacementGroupFa
     found: dict[str, float] = {"CPU": search.resources.cpus_per_trial}
     if seat.devices.are_gpus:
         found["GPU"] = seat.gpus
-    if any(node.kind == seat.devices.name for node in watch.nodes):
-        found[f"{ACCELERATOR}{seat.devices.name}"] = ANY_OF_IT
-    if (nodes := watch.choice) is None:
+    if (nodes := watch.homes(seat, search.resources.cpus_per_trial)) is None:
         return PlacementGroupFactory([found])
     # Else Ray would put it on a node that comes at once, whatever is wrong with that.
     chosen = {"ray.io/node-id": f"in({','.join(sorted(nodes))})"}  # after a space none would match (2.60)

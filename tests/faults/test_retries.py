@@ -240,7 +240,7 @@ class Nodes:
             displaced=lambda _: "first" not in self.ids,
             seat=lambda _number, lora: self.placement.seat(lora.quantization, None),
             placement=self.placement,
-            nodes=lambda: self.ids,
+            nodes=lambda _: self.ids,
         )
         self.searcher = OptunaSearcher(ledger, workplace, Silent(), unfinished=[], steering=self)
 

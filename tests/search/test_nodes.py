@@ -12,6 +12,7 @@ import pytest
 from lorafront.search.cluster import PROBE, Watch, examine, versions_here
 from lorafront.search.nodes import Facts, Node, devices_of, findings, lacks_bfloat16, least_memory, room
 from lorafront.search.paths import RootPaths
+from lorafront.search.placement import ANYWHERE, Seat
 from lorafront.spaces.sizes import GIB
 from lorafront.trainables import heartbeat
 from lorafront.trainables.heartbeat import Sign
@@ -38,6 +39,16 @@ def test_cores_count_node_by_node() -> None:
     assert room([HEAD, CPU, LARGE], 5, gpus=False) == 1 + 3
     assert room([HEAD, CPU, LARGE], 5, gpus=True) == 3
     assert least_memory([replace(HEAD, facts=replace(GOOD, memory=1)), CPU]) == 8 * GIB
+
+
+def test_a_worker_may_be_where_its_cores_and_its_kind_of_gpu_are(tmp_path: Path) -> None:
+    """A head without cores is no place for it; a Ray of our own decides by itself."""
+    there = Watch([HEAD, CPU, LARGE], RootPaths(tmp_path), print, joined=True, pretended=False)
+    (gpus,) = devices_of([LARGE])
+    assert there.homes(ANYWHERE, 8) == {CPU.id, LARGE.id}
+    assert there.homes(ANYWHERE, 9) == there.homes(Seat(8, gpus, 0), 1) == {LARGE.id}
+    assert there.homes(Seat(3 * 16, gpus, 0), 1) == there.homes(Seat(8, replace(gpus, name="L4"), 0), 1) == frozenset()
+    assert Watch([CPU], RootPaths(tmp_path), print, joined=False, pretended=False).homes(ANYWHERE, 1) is None
 
 
 def test_a_whole_cluster_gives_no_finding() -> None:
