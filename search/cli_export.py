@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 @app.command()
 def export(
     name: Name,
-    out: Annotated[Path, typer.Option(help="Folder to write.")],
+    out: Annotated[str, typer.Option(help="Folder to write, or a URL such as s3://bucket/folder.")],
     trial: Annotated[list[int] | None, typer.Option(help="A trial's number; without it the whole front.")] = None,
     formats: Annotated[
         list[str] | None,
@@ -30,19 +30,21 @@ def export(
 ) -> None:
     """Write front members as folders that PEFT and transformers load, and as files of other trainers."""
     from lorafront.search.environment import heavy_imports
-    from lorafront.search.recipes import PEFT, RECIPES, chosen_formats
+    from lorafront.search.object_store import written_to
+    from lorafront.search.recipes import INDEX, PEFT, RECIPES, chosen_formats
 
     wanted = [chosen for chosen in chosen_formats(formats or []) if chosen != PEFT]
-    with waiting("writing trials") as step:
+    with written_to(out, INDEX) as folder, waiting("writing trials") as step:
         if wanted:
             with heavy_imports("transformers"):
                 import transformers  # noqa: F401  # rows and merged models need it
         from lorafront.search.export import export_front
 
-        folders = export_front(searches_under(root).existing(name), out, trial or (), wanted, step)
-    for folder in folders:
-        typer.echo(str(folder))
-    for recipe in (recipe for recipe in wanted if recipe in RECIPES):
+        folders = export_front(searches_under(root).existing(name), folder, trial or (), wanted, step)
+    is_here = folder == Path(out)
+    for written in folders:
+        typer.echo(str(written) if is_here else f"{out.rstrip('/')}/{written.name}")
+    for recipe in (recipe for recipe in wanted if recipe in RECIPES and is_here):
         typer.echo(f"{recipe + ':':14}cd {folders[0]} && {RECIPES[recipe].command}")
 
 

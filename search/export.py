@@ -23,7 +23,7 @@ from lorafront.search.front import as_json, front_of, values
 from lorafront.search.paths import RootPaths, SearchPaths
 from lorafront.search.placement import MACHINE, WORKER
 from lorafront.search.read_only import refuse_imported
-from lorafront.search.recipes import MERGED, RECIPES, ROWS, check_task, recipe_of, write_recipes, write_rows
+from lorafront.search.recipes import INDEX, MERGED, RECIPES, ROWS, check_task, recipe_of, write_recipes, write_rows
 from lorafront.search.search_file import SearchFile
 from lorafront.search.study_table import StudyTable, TrialRecord, read_study
 from lorafront.search.tables import front_csv, number
@@ -69,7 +69,7 @@ def export_front(
         raise NoFront(f"search {paths.name!r} has no feasible trial at full fidelity yet")
     if out.exists() and not out.is_dir():
         raise InvalidInput(f"{out} is a file; give a folder")
-    if out.is_dir() and any(out.iterdir()) and not (out / "index.json").is_file():
+    if out.is_dir() and any(out.iterdir()) and not (out / INDEX).is_file():
         raise InvalidInput(f"{out} holds other files; give a new folder")
     check_task(table, formats)
     recipes = [name for name in formats if name in RECIPES]
@@ -94,7 +94,7 @@ def export_front(
         {**entry, "folder": folder.name} for entry, folder in zip(as_json(chosen, objectives), folders, strict=True)
     ]
     # An earlier export into the same folder stays whole until the index says otherwise.
-    write_json(out / "index.json", {"search": paths.name, "model": model, "trials": index})
+    write_json(out / INDEX, {"search": paths.name, "model": model, "trials": index})
     write_text(out / "index.csv", front_csv(table, chosen))
     write_text(out / "README.md", _index_readme(table, chosen, model))
     for stale in set(out.glob("trial-*")) - set(folders):

@@ -15,6 +15,7 @@ from lorafront.search.devices import cores
 from lorafront.search.doctor import Finding
 from lorafront.search.mlflow_tracker import shown, unreachable
 from lorafront.search.nodes import Node, findings
+from lorafront.search.object_store import storage
 from lorafront.search.paths import RootPaths
 from lorafront.search.ray_cluster import ADDRESS, RayCluster
 from lorafront.spaces.errors import InvalidInput
@@ -73,7 +74,7 @@ def machine_checked(root: RootPaths) -> Checked:
 
 def _with_services(nodes: Sequence[Node], found: list[Finding]) -> Checked:
     notes = []
-    for check in (_database, _tracking):
+    for check in (_database, _copies, _tracking):
         finding, note = check()
         found += [finding] if finding else []
         notes += [note] if note else []
@@ -87,6 +88,16 @@ def _database() -> tuple[Finding | None, str]:
     except InvalidInput as error:
         return Finding(str(error), "see docs/how-to/database.md", damage=True), ""
     return None, f"studies go to {url}, which can be written" if url else "studies go to files under the root"
+
+
+def _copies() -> tuple[Finding | None, str]:
+    try:
+        store = storage()
+        if store is not None:
+            store.check()
+    except InvalidInput as error:
+        return Finding(str(error), "see docs/how-to/copies.md", damage=True), ""
+    return None, f"copies of searches go to {store.url}, which can be written" if store else ""
 
 
 def _tracking() -> tuple[Finding | None, str]:

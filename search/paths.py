@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lorafront.search import database
+from lorafront.search.copies import fetch
 from lorafront.spaces.errors import InvalidInput, Problem, SearchNotFound, did_you_mean
 from lorafront.trainables.orders import OrderFolder
 from lorafront.trainables.trial import TrialFolder
@@ -109,6 +110,8 @@ class RootPaths:
             paths = self.search(check_name(name))
         except ValueError as error:
             raise SearchNotFound(f"name {error}") from error
+        if not paths.has_study():
+            fetch(paths.folder)
         if not paths.has_study():
             names = self.names()
             there = f" There is: {', '.join(names)}." if names else " There is none yet."
@@ -211,6 +214,15 @@ class SearchPaths:
             self.driver_lock.name,
             self.search_yaml.name,
         }
+
+    def epochs(self, number: int) -> list[TrialFolder]:
+        """Folders of one trial, by every driver that began it."""
+        return [TrialFolder(folder) for folder in sorted((self.trials / f"{number:05d}").glob("epoch-*"))]
+
+    def newest_epoch(self) -> int:
+        """Of all trials; also those that an older copy of the study knows nothing of. 0 without any."""
+        found = (folder.name.partition("-")[2] for folder in self.trials.glob("*/epoch-*"))
+        return max((int(epoch) for epoch in found if epoch.isdigit()), default=0)
 
     def trial(self, number: int, epoch: int) -> TrialFolder:
         """Folder of one trial, as written by the driver of that epoch."""

@@ -24,6 +24,7 @@ from lorafront.trainables.formats import format_named
 CAUSAL = ("causal_lm",)
 EVERY_TASK = ("causal_lm", "seq_cls", "seq_2_seq_lm")
 ROWS = "rows"
+INDEX = "index.json"  # of an export: its trials
 
 
 @dataclass(frozen=True)

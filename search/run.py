@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from lorafront.search import comparison, mlflow_tracker, requests
 from lorafront.search.budget import TIMES, limit_reached
 from lorafront.search.confirmation import following
+from lorafront.search.copies import copied, refuse_copied
 from lorafront.search.front import as_json, front_of
 from lorafront.search.interruption import Interruption
 from lorafront.search.ownership import owned
@@ -31,6 +32,7 @@ from lorafront.search.report_files import keep_report, tell_original
 from lorafront.search.search_file import Budget, Confirm, SearchFile
 from lorafront.search.stopping import Never, Rungs, Sparing, StoppingRule
 from lorafront.search.study_table import StudyTable, read_study
+from lorafront.search.trial_folders import sweep_finished
 from lorafront.search.watchdog import Watchdog, end_leftovers
 from lorafront.spaces.errors import Incomplete, InvalidInput, Problem, SearchExists
 from lorafront.spaces.objectives import minimized
@@ -76,6 +78,7 @@ def run_search(
     cluster = RayCluster(devices, imports=_imports(engine, search, devices))
     with claimed(paths), interruptible(paths) as interruption, cluster:
         check_database()
+        refuse_copied(paths.name)
         with heavy_imports("transformers"):
             from lorafront.search.preflight import check
 
@@ -246,7 +249,7 @@ def _driven(
     _planned(prepared, prepared.search, paths, ledger, len(unfinished))
     spent = bool(limit_reached(ledger.search.budget, ledger.spent)) or (ledger.end is not None and not unfinished)
     if not spent:
-        ledger.begin_epoch()
+        ledger.begin_epoch(after=paths.newest_epoch())
         ledger.note(prepared.notes)
     observer.begun(ledger.search, prepared.rungs, ledger.recorded)
     try:
@@ -254,7 +257,10 @@ def _driven(
             observer.said(note)
         if tracking.problem:
             observer.said(f"{tracking.problem}; its runs are written when it answers again")
-        with mlflow_tracker.following(tracking, paths, observer.said, interruption.patience):
+        with (
+            copied(paths, ledger.epoch, observer.said),
+            mlflow_tracker.following(tracking, paths, observer.said, interruption.patience),
+        ):
             try:
                 while not spent:
                     stopped = _tune(prepared, paths, ledger, observer, unfinished, engine, cluster, interruption)
@@ -263,6 +269,7 @@ def _driven(
             finally:
                 cluster.leave()  # while the front is written and MLflow hears the rest
             table = read_study(paths.study_db)
+            sweep_finished(paths, table)
             write_front(table, paths)
             keep_report(table, paths, observer.said)
         if table.search.confirms is not None:

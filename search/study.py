@@ -152,9 +152,13 @@ class StudyLedger:
         stored = self.study.user_attrs.get(study_table.ENDED)
         return SearchEnd.of(stored) if stored else None
 
-    def begin_epoch(self) -> int:
-        """Count one more driver; its number fences what older ones left behind."""
-        self.epoch += 1
+    def begin_epoch(self, after: int = 0) -> int:
+        """Count one more driver; its number fences what older ones left behind.
+
+        Args:
+            after: it is larger than that, where a study that was restored from a copy knows only of earlier ones.
+        """
+        self.epoch = max(self.epoch, after) + 1
         self.study.set_user_attr(study_table.EPOCH, self.epoch)
         return self.epoch
 

@@ -21,6 +21,7 @@ from lorafront.search.environment import heavy_imports
 from lorafront.search.export import ADAPTER_FILES, FACTS, Exported, from_here
 from lorafront.search.paths import RootPaths
 from lorafront.search.prepared import Prepared
+from lorafront.search.recipes import INDEX
 from lorafront.search.search_file import SearchFile, parse_search
 from lorafront.search.study_table import StudyTable, TrialRecord
 from lorafront.spaces.errors import Incomplete, InvalidInput
@@ -136,7 +137,7 @@ def read_export(folder: Path) -> dict[str, Any]:
     Raises:
         InvalidInput: it is no folder of one trial, or is of an older version.
     """
-    if (folder / "index.json").is_file():
+    if (folder / INDEX).is_file():
         found = sorted(path.name for path in folder.glob("trial-*"))
         raise InvalidInput(f"{folder} holds several trials; name one of {', '.join(found)} in it")
     try:

@@ -10,6 +10,8 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lorafront.trainables.checkpoint import ASIDE
+
 if TYPE_CHECKING:
     from lorafront.search.paths import SearchPaths
     from lorafront.search.study import StudyLedger
@@ -46,12 +48,20 @@ class TrialFolders:
             self._ledger.begin_epoch()
 
 
+def sweep_finished(paths: SearchPaths, table: StudyTable) -> None:
+    """Remove what workers that died had half written of trials that have ended, in whichever epoch."""
+    for trial in table.trials:
+        if trial.result is not None:
+            for folder in paths.epochs(trial.number):
+                folder.sweep()
+
+
 def adopt(old: Path, new: Path) -> None:
     """Copy an earlier epoch's checkpoints: what an old worker still writes goes where nobody looks."""
     if not old.is_dir() or new.exists():
         return
     try:
-        shutil.copytree(old, new)
+        shutil.copytree(old, new, ignore=shutil.ignore_patterns(f"*{ASIDE}*"))
     except shutil.Error as error:
         if any(Path(source).exists() for source, _, _ in error.args[0]):
             raise  # else that worker renamed or deleted it meanwhile; manifests say what is whole
