@@ -1,9 +1,11 @@
 #!/bin/sh
-# What the driver of a search needs: Ray's token, and where they are given the passwords of database and tracking server.
+# What the driver of a search needs: Ray's token, and where they are given the passwords of database and tracking server and
+# the keys of the store for copies.
 # head.sh reads it; by hand: driver.sh lorafront status NAME
 #
 # Secrets, each in the variable or in the file that NAME_FILE names: RAY_AUTH_TOKEN (its file: RAY_AUTH_TOKEN_PATH, as Ray
-# calls it), STUDIES_PASSWORD (LORAFRONT_DATABASE's), MLFLOW_TRACKING_PASSWORD.
+# calls it), STUDIES_PASSWORD (LORAFRONT_DATABASE's), MLFLOW_TRACKING_PASSWORD, AWS_ACCESS_KEY_ID and
+# AWS_SECRET_ACCESS_KEY (LORAFRONT_STORAGE's).
 set -eu
 . "$(dirname "$0")/secret.sh"
 # shellcheck disable=SC2034 # `secret` reads it
@@ -15,6 +17,10 @@ if [ -n "${STUDIES_PASSWORD:-}${STUDIES_PASSWORD_FILE:-}" ]; then
     unset STUDIES_PASSWORD
 fi
 if [ -n "${MLFLOW_TRACKING_PASSWORD:-}${MLFLOW_TRACKING_PASSWORD_FILE:-}" ]; then secret MLFLOW_TRACKING_PASSWORD; fi
+if [ -n "${AWS_ACCESS_KEY_ID:-}${AWS_ACCESS_KEY_ID_FILE:-}" ]; then
+    secret AWS_ACCESS_KEY_ID
+    secret AWS_SECRET_ACCESS_KEY
+fi
 export RAY_AUTH_MODE=token RAY_USAGE_STATS_ENABLED=0
 umask 077
 

@@ -19,7 +19,7 @@ compile() {
 echo "$torch" | compile - --output-file docker/torch-cuda.txt
 echo "$torch+cpu" | compile - --find-links "$cpu" --output-file docker/torch-cpu.txt
 # What both variants share: torch itself and what only CUDA needs are in the files above.
-compile pyproject.toml --extra cluster --extra mlflow-server --constraint docker/torch-cpu.txt --find-links "$cpu" \
+compile pyproject.toml --extra cluster --extra mlflow-server --extra s3 --constraint docker/torch-cpu.txt --find-links "$cpu" \
     --no-emit-package torch --output-file docker/requirements.txt
 sed -n 's/^requires = \["\(.*\)"\]$/\1/p' pyproject.toml | compile - --constraint docker/torch-cpu.txt --output-file docker/build.txt
 sed -i '/^--find-links/d' docker/torch-cpu.txt docker/requirements.txt

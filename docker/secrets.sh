@@ -12,3 +12,5 @@ for name in postgres_password studies_password runs_password mlflow_password mlf
     od -An -N24 -tx1 /dev/urandom | tr -d ' \n' >"$folder/$name"
     chmod 444 "$folder/$name"
 done
+: >"$folder/hf_token" # yours, where a model needs one
+chmod 644 "$folder/hf_token"

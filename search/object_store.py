@@ -115,7 +115,7 @@ class ObjectStore:
 
     @property
     def _base(self) -> str:
-        return str(self._opened[1]).rstrip("/")
+        return self._opened[1]
 
     @cached_property
     def _opened(self) -> tuple[Any, str]:
@@ -123,12 +123,13 @@ class ObjectStore:
 
         scheme = self.url.partition("://")[0]
         try:
-            return url_to_fs(self.url, **OPTIONS.get(scheme, {}))
+            files, base = url_to_fs(self.url, **OPTIONS.get(scheme, {}))
         except ImportError as error:
             fix = f"pip install {LIBRARIES[scheme]}" if scheme in LIBRARIES else line(error)
             raise InvalidInput(f"{self.url} needs a library: {fix}") from error
         except Exception as error:
             raise InvalidInput(f"{self.url} cannot be opened: {line(error)}") from error
+        return files, str(base).rstrip("/")
 
 
 def storage() -> ObjectStore | None:

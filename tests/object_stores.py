@@ -10,14 +10,20 @@ from pathlib import Path
 BUCKET = "copies"
 
 
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        return int(free.getsockname()[1])
+
+
 @contextmanager
-def s3_server() -> Iterator[dict[str, str]]:
-    """A server with a bucket; gives the environment in which libraries find it."""
+def s3_server(port: int = 0) -> Iterator[dict[str, str]]:
+    """A server with a bucket, which keeps it while this process lives; gives the environment in which it is found."""
     import boto3
     from moto.server import ThreadedMotoServer
+    from s3fs import S3FileSystem
 
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    S3FileSystem.clear_instance_cache()  # which knows nothing of changes in the environment
+    port = port or free_port()
     server = ThreadedMotoServer("127.0.0.1", port, verbose=False)
     server.start()
     try:

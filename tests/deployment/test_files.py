@@ -151,11 +151,12 @@ class TestCompose:
                     assert value.removeprefix("/run/secrets/") in service["secrets"], variable
 
     def test_secrets_sh_makes_those_files(self, compose: dict[str, Any], tmp_path: Path) -> None:
-        """Each another one, in a private folder; and never twice."""
+        """Each another one, in a private folder, and never twice; the hub's token is the user's matter."""
         make = [str(DOCKER / "secrets.sh"), str(tmp_path / "secrets")]
         subprocess.run(make, check=True)
         made = {path.name: path.read_text() for path in (tmp_path / "secrets").iterdir()}
         assert made.keys() == compose["secrets"].keys()
+        assert made.pop("hf_token") == ""  # the user's own
         assert len(set(made.values())) == len(made)
         assert all(re.fullmatch("[0-9a-f]{48}", secret) for secret in made.values())
         assert (tmp_path / "secrets").stat().st_mode & 0o777 == 0o700
@@ -170,7 +171,7 @@ class TestCompose:
             for network in compose["networks"]
         }
         assert on["database"] == {"postgres", "mlflow", "head"}
-        assert on["artifacts"] == {"store", "mlflow"}
+        assert on["artifacts"] == {"store", "mlflow", "head"}
         assert on["cluster"] == {"head", "worker"}
         assert all(compose["networks"][name]["internal"] for name in ("database", "artifacts"))
 
@@ -254,5 +255,5 @@ class TestKubeRay:
             for entry in container["env"]
             if SECRET.search(entry["name"])
         ]
-        assert len(entries) == 3
+        assert len(entries) == 5
         assert all(entry["valueFrom"].keys() == {"secretKeyRef"} for entry in entries)

@@ -25,11 +25,14 @@ import psutil
 import pytest
 from fault_support import Verdict, read_witness, verdict
 from network_link import Link
+from object_stores import BUCKET, free_port, s3_server
 from servers import PASSWORD, Postgres, started_postgres, why_no_postgres
 from support import TINY_LLAMA
 
+from lorafront.search.copies import fetch
 from lorafront.search.database import reading
 from lorafront.search.doctor_report import examined
+from lorafront.search.object_store import storage
 from lorafront.search.paths import RootPaths
 from lorafront.search.study_table import StudyTable, read_study
 from lorafront.trainables import heartbeat
@@ -525,3 +528,71 @@ def end_group(server: subprocess.Popen[bytes]) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.killpg(server.pid, signal.SIGKILL)
     server.wait()
+
+
+def copied_to(folder: Path) -> StudyTable | None:
+    """The study as its copy has it."""
+    shutil.rmtree(folder, ignore_errors=True)
+    fetch(folder / "s")
+    paths = RootPaths(folder).search("s")
+    return read_study(paths.study_db) if paths.has_study() else None
+
+
+@pytest.mark.parametrize("where", ["a file", "postgres"])
+def test_a_search_goes_on_where_its_machine_and_disk_are_lost(
+    tmp_path: Path, text_file: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest, where: str
+) -> None:
+    """What was copied as finished stays as it was, under its number; the rest is trained, and nothing counts twice."""
+    lost, found = Search(tmp_path / "lost", text_file), Search(tmp_path / "found", text_file)
+    if where == "postgres":
+        request.getfixturevalue("postgres")
+    with s3_server() as variables:
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setenv("LORAFRONT_STORAGE", f"s3://{BUCKET}/{where.rsplit(maxsplit=1)[-1]}")
+        for one in (lost, found):
+            one.root.mkdir()
+            one.data["budget"], one.data["early_stopping"] = {"trials": 10}, "off"
+        with lost.start() as driver:
+            end = time.monotonic() + 150
+            while not ((copy := copied_to(tmp_path / "look")) and len(copy.complete) >= 2):
+                assert time.monotonic() < end
+                assert driver.poll() is None
+                time.sleep(2)
+            driver.kill()
+        shutil.rmtree(lost.root)
+        table = found.resumed()
+    assert len(table.complete) == len(table.counted) == 10
+    before = {trial.number: trial.reported for trial in copy.complete}
+    assert {trial.number: trial.reported for trial in table.complete if trial.number in before} == before
+    assert len({trial.lora.fingerprint for trial in table.complete}) == 10
+    assert not [finding for finding in found.findings() if "MLflow" not in finding]
+
+
+def test_a_store_that_goes_away_delays_nothing_and_is_told(
+    tmp_path: Path, text_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The search ends as it would have; what lacks is copied when it is resumed and the store is there again."""
+    search, port = Search(tmp_path, text_file), free_port()
+    with s3_server(port) as variables:
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setenv("LORAFRONT_STORAGE", f"s3://{BUCKET}/that-goes-away")
+        driver = search.start()
+        read_until(driver, "at 8 of 32 rows")
+    with driver:
+        output, _ = driver.communicate(timeout=200)
+    assert driver.returncode == 0, output
+    assert "not all is copied to s3://" in output
+    assert "lorafront resume s" in output
+    store = storage()
+    assert store is not None
+    with s3_server(port):
+        search.resumed()
+        names = store.find("s/trials")
+        copy = copied_to(tmp_path / "look")
+    assert copy is not None
+    assert copy.complete == search.table.complete
+    assert {name.split("/")[0] for name in names if name.endswith("result.json")} == {
+        f"{trial.number:05d}" for trial in copy.counted
+    }
