@@ -26,7 +26,7 @@ check-code:
 tests:
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=2 --dist=loadfile --durations=25
 
-# Whole searches under kills, full disks and hung servers; a quarter of an hour on two cores.
+# Whole searches under kills, full disks, hung servers and lost nodes; three quarters of an hour on two cores.
 faults: .venv/installed-test
 	$(BIN)/python -m pytest tests/faults -m "faults or not faults" --durations=10
 	$(BIN)/python -m pytest tests/search tests/deployment -m faults --durations=10

@@ -142,6 +142,16 @@ def storage() -> ObjectStore | None:
     return place(url, VARIABLE) if url else None
 
 
+def check_storage() -> None:
+    """Raise where the place that the environment names does not work.
+
+    Raises:
+        InvalidInput: so it is.
+    """
+    if (store := storage()) is not None:
+        store.check()
+
+
 def place(url: str, what: str) -> ObjectStore:
     """The place of a URL.
 
