@@ -53,8 +53,8 @@ def check(file: File, root: Root = None, as_json: Json = False) -> None:
             from lorafront.search.preflight import check as check_search
         from lorafront.search import resolved
         from lorafront.search.database import check_database
-        from lorafront.search.object_store import check_storage
         from lorafront.search.mlflow_tracker import open_tracking
+        from lorafront.search.object_store import check_storage
         from lorafront.search.run import refuse_existing
         from lorafront.search.search_file import read_search_file
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -32,6 +33,7 @@ class Driven:
     def __init__(self, root: Path, text_file: Path) -> None:
         self.root = root
         self.seen: list[str] = []
+        self.within: list[str] = []  # a command that runs the driver
         self.process: subprocess.Popen[str] | None = None
         self.data: dict[str, Any] = {
             "name": "s",
@@ -52,8 +54,8 @@ class Driven:
         file = self.root / "search.yaml"
         file.write_text(json.dumps(self.data))
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "lorafront.search.cli", command, str(file) if command == "run" else "s",
-             "--root", str(self.root), "--engine", "slow-toy", *options],
+            [*self.within, sys.executable, "-m", "lorafront.search.cli", command,
+             str(file) if command == "run" else "s", "--root", str(self.root), "--engine", "slow-toy", *options],
             env={**cluster.driver, "PYTHONUNBUFFERED": "1"},
             text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )  # fmt: skip
@@ -173,6 +175,28 @@ def test_a_node_that_is_cut_off_trains_on_where_nobody_looks(driven: Driven) -> 
     epochs = {line.epoch for line in read_witness(driven.root / "witness.jsonl") if line.number == moved.number}
     assert len(epochs) == 2
     assert moved.epoch == max(epochs)
+
+
+@pytest.mark.skipif(not shutil.which("faketime"), reason="faketime is not installed")
+@pytest.mark.parametrize("jump", ["-26h", "+26h"])
+def test_a_driver_whose_clock_is_wrong_goes_on_all_the_same(driven: Driven, cluster: RayNodes, jump: str) -> None:
+    """F34: a day and two hours off that of the nodes, and of the drivers before and after it."""
+    cluster.add(2)
+    driven.start(cluster)
+    driven.until("at 8 of 32")
+    assert driven.process is not None
+    driven.process.kill()
+    driven.end()
+    driven.within = ["faketime", "-f", jump]
+    driven.start(cluster, "resume")
+    driven.until("at 16 of 32")
+    driven.process.kill()
+    driven.end()
+    driven.within = []
+    driven.start(cluster, "resume")
+    assert driven.end() == 0, driven.said
+    assert driven.verdict().problems == ()
+    assert [trial.outcome.stored for trial in driven.table.counted] == ["complete"] * 6
 
 
 def test_a_cluster_is_checked_and_what_is_wrong_keeps_a_search_from_starting(driven: Driven, cluster: RayNodes) -> None:
