@@ -32,6 +32,7 @@ ANSWER_SECONDS = 60.0  # a node that is slow has to import lorafront first
 SEEN_SECONDS = 5.0  # storage over a network shows new files later
 LOOK_SECONDS = 3.0  # between two looks at which nodes there are
 CONNECT_SECONDS = 2.0  # in which a node that lives takes a connection
+SILENT_SECONDS = 60.0  # before a node that did not answer is asked again: meanwhile deaths are noticed in time
 END_SECONDS = 30.0  # for a worker on another node to be ended
 PROBE = ".lorafront-node-"
 
@@ -143,6 +144,8 @@ def _answered(node: Node, answer: Any, start: float) -> Node:
     try:
         facts = ray.get(answer, timeout=0)
     except ray.exceptions.GetTimeoutError:
+        with contextlib.suppress(Exception):
+            ray.cancel(answer)
         return replace(node, problem=f"nothing in {ANSWER_SECONDS:.0f} s")
     except Exception as error:  # noqa: BLE001  # whatever is wrong with that node
         return replace(node, problem=str(error).strip().splitlines()[-1])
@@ -186,6 +189,7 @@ class Watch:
         self._joined = joined
         self._pretended = pretended
         self._changed = False
+        self._silent: dict[str, float] = {}  # nodes that did not answer, and when they are asked again
 
     @property
     def nodes(self) -> list[Node]:
@@ -196,10 +200,10 @@ class Watch:
         """Ids of the nodes where a worker could sit so, with so many cores; None where Ray is our own."""
         return frozenset(node.id for node in self._nodes if node.has(seat, cpus)) if self._joined else None
 
-    def new_gpus(self) -> list[Devices] | None:
-        """The GPUs that there are now; None where no node came or went since this was asked before."""
+    def new_gpus(self, cpus: int = 1) -> list[Devices] | None:
+        """The GPUs that there are now beside so many cores; None where no node came or went since this was asked."""
         changed, self._changed = self._changed, False
-        return devices_of(self._nodes) if changed and not self._pretended else None
+        return devices_of(self._nodes, cpus) if changed and not self._pretended else None
 
     def has_lost(self, sign: Sign | None) -> bool:
         """Whether the node is gone, or cut off, on which a worker left that sign; Ray notices that later.
@@ -216,14 +220,18 @@ class Watch:
         """Once."""
         now, known = living(), {node.id: node for node in self._nodes}
         there = {node.id for node in now}
-        new = [node for node in now if node.id not in known and node.id not in self._unfit]
+        wait = {one for one, until in self._silent.items() if until > time.monotonic()}
+        new = [node for node in now if node.id not in {*known, *self._unfit, *wait}]
         for node in self._nodes:
             if node.id not in there:
                 self._say(f"{node} is gone; its trials go on elsewhere")
         if not known.keys() <= there:  # before others are asked, which can take a minute
             self._nodes = [node for node in self._nodes if node.id in there]
             self._changed = True
-        came = [node for node in asked(new, self._root) if node.facts is not None and self._is_fit(node)]
+        answered = asked(new, self._root)
+        until = time.monotonic() + SILENT_SECONDS
+        self._silent |= {node.id: until for node in answered if node.facts is None}
+        came = [node for node in answered if node.facts is not None and self._is_fit(node)]
         if came:
             self._nodes = self._nodes + came
             self._changed = True

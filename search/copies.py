@@ -1,112 +1,156 @@
 """Copies of a search in LORAFRONT_STORAGE: its study, its checkpoints and its results, for when its folder is lost.
 
-The driver makes them in a thread, so a store that is slow or away delays no trial. Names are those of the folder; they
-hold the epoch, so what a driver that was thought dead still copies is not taken for that of its successor. A SQLite
-study is copied whole, from before the files that are copied with it; one in PostgreSQL is only named.
+The driver makes them in a thread, so a store that is slow or away delays no trial. Names are those of the folder. A
+SQLite study is copied whole, from before the files that are copied with it; one in PostgreSQL is only named. Each copy
+of the study is a new one: its name begins with the number of the driver, so that one that was thought dead sees that
+another has gone on and stops, and the folder of the search keeps which of them is its own, so that none goes on from an
+old state.
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
 import shutil
 import sqlite3
 import sys
 import tempfile
 import uuid
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from lorafront.search.object_store import ObjectStore, line, storage
+from lorafront.search.object_store import VARIABLE, ObjectStore, check_storage, line, storage
+from lorafront.search.paths import RootPaths, SearchPaths
 from lorafront.search.repeating import repeating
 from lorafront.spaces.errors import CheckpointInvalid, InvalidInput, SearchExists
-from lorafront.trainables.checkpoint import MANIFEST, read_manifest, write_folder
+from lorafront.trainables.checkpoint import MANIFEST, read_manifest, write_folder, write_json
 from lorafront.trainables.trial import TrialFolder
-
-if TYPE_CHECKING:
-    from lorafront.search.paths import SearchPaths
 
 SECONDS = 20.0  # between two looks at what is new
 SEARCH, NAMED, STUDY, STUDIES = "search.yaml", "study.json", "study.db", "study"
 TRIALS, CHECKPOINTS, RESULTS = "trials", "ckpt-*", ("result.json", "attempt-*.json")
+FETCHING = ".fetching-"
+
+
+class CopiesOfAnother(InvalidInput):
+    """The copies were not made from this folder, or another driver has gone on from them."""
 
 
 class Copies:
     """Of one search, by one driver."""
 
-    def __init__(self, store: ObjectStore, paths: SearchPaths, epoch: int) -> None:
+    def __init__(self, store: ObjectStore, paths: SearchPaths) -> None:
         """Look at nothing yet."""
         self.problem = ""
+        self.replaced = False  # by those of another driver; nothing is copied any more
         self._store = store
         self._paths = paths
-        self._epoch = epoch
         self._there: dict[str, set[str]] | None = None  # names, by folder of a trial
-        self._seen: dict[Path, int] = {}
-        self._study: tuple[int, ...] = ()
+        self._driver = 0  # one more than that of whoever copied before
+        self._token = uuid.uuid4().hex[:8]
+        self._last = ""  # copy of the study
         self._count = 0
+        self._study: tuple[int, ...] = ()
+        self._seen: dict[Path, int] = {}
+        self._results: dict[str, tuple[int, int]] = {}
 
-    def look(self, *, again: bool = False) -> None:
+    def look(self, *, claim: bool = False, again: bool = False) -> None:
         """Copy what is new, and remove copies of checkpoints that the search itself removed.
 
         Args:
+            claim: copy the study alone, by which other drivers know that this one is at it.
             again: look into every folder, also where its time has not changed.
         """
+        if self.replaced:
+            return
         try:
             there = self._known()
+            self._check_alone()
             with tempfile.TemporaryDirectory() as scratch:
-                stamp = self._stamp()
-                # Before the rest: it then names nothing that is not copied.
-                study = self._snapshot(Path(scratch)) if stamp not in {(), self._study} else None
-                for name in (SEARCH, NAMED):
-                    if name not in there[name] and (file := self._paths.folder / name).is_file():
-                        there[name] = self._put(file, name)
-                for folder in sorted(self._paths.trials.glob("*/epoch-*")):
-                    changed = folder.stat().st_mtime_ns
-                    if again or self._seen.get(folder) != changed:
-                        self._mirror(TrialFolder(folder), there)
-                        self._seen[folder] = changed
-                if study is not None:
-                    self._put_study(study, there)
-                    self._study = stamp
+                if not self._last:
+                    self._put_study(self._snapshot(Path(scratch)), there)
+                if not claim:
+                    self._copy(Path(scratch), there, again=again)
             self.problem = ""
+        except CopiesOfAnother as error:
+            self.problem, self.replaced = str(error), True
         except Exception as error:  # noqa: BLE001  # of any library, network or permission; the next look may do
             self.problem = line(error)
 
+    def _copy(self, scratch: Path, there: dict[str, set[str]], *, again: bool) -> None:
+        stamp = self._stamp()
+        # Before the rest: it then names nothing that is not copied.
+        study = self._snapshot(scratch) if stamp != self._study else None
+        if SEARCH not in there[SEARCH] and (file := self._paths.folder / SEARCH).is_file():
+            there[SEARCH] = self._put(file, SEARCH)
+        for folder in sorted(self._paths.trials.glob("*/epoch-*")):
+            changed = folder.stat().st_mtime_ns
+            if again or self._seen.get(folder) != changed:
+                self._mirror(TrialFolder(folder), there)
+                self._seen[folder] = changed
+        if study is not None:
+            self._put_study(study, there)
+            self._study = stamp
+
     def _known(self) -> dict[str, set[str]]:
+        """What is there, once it is known that it was copied from this folder."""
         if self._there is None:
-            self._there = defaultdict(set)
+            there: dict[str, set[str]] = defaultdict(set)
             for name in self._store.find(self._paths.name):
-                self._there[_folder(name)].add(name)
+                there[_folder(name)].add(name)
+            newest = max(_studies(there[STUDIES]), default="")
+            if newest and newest not in _read_record(self._paths):
+                raise CopiesOfAnother(
+                    f"{self._store.url} has copies of {self._paths.name} that were not made from {self._paths.folder}: "
+                    f"another machine went on with it, or it is another search. Move {self._paths.folder} away, and "
+                    f"`lorafront resume {self._paths.name}` fetches them; or name another place in {VARIABLE}"
+                )
+            self._driver = int(newest.partition("-")[0] or 0) + 1
+            self._there = there
         return self._there
+
+    def _check_alone(self) -> None:
+        names = _studies(f"{STUDIES}/{name}" for name in self._store.find(f"{self._paths.name}/{STUDIES}"))
+        if any(int(name.partition("-")[0]) > self._driver for name in names):
+            raise CopiesOfAnother(
+                f"another driver has gone on from the copies of {self._paths.name}; nothing is copied"
+            )
 
     def _mirror(self, trial: TrialFolder, there: dict[str, set[str]]) -> None:
         name = trial.path.relative_to(self._paths.folder).as_posix()
-        results = [file for pattern in RESULTS for file in trial.path.glob(pattern)]
-        for path in [*(checkpoint for _, checkpoint in reversed(trial.checkpoints())), *results]:
-            copy = f"{name}/{path.name}"
-            if not {copy, f"{copy}/{MANIFEST}"} & there[name]:
-                with contextlib.suppress(FileNotFoundError):  # it was removed meanwhile, for a newer one
-                    there[name] |= self._put(path, copy)
+        for _, checkpoint in reversed(trial.checkpoints()):
+            if f"{name}/{checkpoint.name}/{MANIFEST}" not in there[name]:
+                with _unless_gone(checkpoint):  # for a newer one
+                    there[name] |= self._put(checkpoint, f"{name}/{checkpoint.name}")
+        for file in (file for pattern in RESULTS for file in trial.path.glob(pattern)):
+            with _unless_gone(file):
+                now = (file.stat().st_mtime_ns, file.stat().st_size)
+                if self._results.get(copy := f"{name}/{file.name}") != now:
+                    there[name] |= self._put(file, copy)
+                    self._results[copy] = now
         self._remove({one for one in there[name] if not (self._paths.folder / one).exists()}, there[name])
 
     def _stamp(self) -> tuple[int, ...]:
-        """Another one whenever something was written to a SQLite study; empty where there is none."""
+        """Another one whenever something was written to a SQLite study."""
         file = self._paths.study_db
         stats = [part.stat() for part in (file, file.with_name(f"{file.name}-wal")) if part.is_file()]
         return tuple(value for one in stats for value in (one.st_mtime_ns, one.st_size))
 
     def _snapshot(self, scratch: Path) -> Path:
-        file = self._paths.study_db
+        """The study as it is now, or the file that names it in PostgreSQL."""
         self._count += 1
-        copy = scratch / f"{self._epoch:06d}-{self._count:06d}"
-        write_folder(copy, lambda folder: _back_up(file, folder / file.name), {})
+        copy, file, named = scratch / str(self._count), self._paths.study_db, self._paths.folder / NAMED
+        is_named = named.is_file()
+        write_folder(copy, lambda to: shutil.copy(named, to) if is_named else _back_up(file, to / STUDY), {})
         return copy
 
     def _put_study(self, copy: Path, there: dict[str, set[str]]) -> None:
-        older = {name for name in there[STUDIES] if name.split("/")[1] < copy.name}
-        there[STUDIES] |= self._put(copy, f"{STUDIES}/{copy.name}")
-        self._remove(older, there[STUDIES])
+        name = f"{self._driver:06d}-{self._count:06d}-{self._token}"
+        _write_record(self._paths, [self._last, name])  # before: whatever happens, one of them is the newest
+        there[STUDIES] |= self._put(copy, f"{STUDIES}/{name}")
+        self._last = name
+        self._remove({one for one in there[STUDIES] if one.split("/")[1] < name}, there[STUDIES])
 
     def _put(self, path: Path, name: str) -> set[str]:
         above = f"{self._paths.name}/"
@@ -118,35 +162,45 @@ class Copies:
 
 
 @contextlib.contextmanager
-def copied(paths: SearchPaths, epoch: int, say: Callable[[str], None]) -> Iterator[None]:
+def copied(paths: SearchPaths, say: Callable[[str], None]) -> Iterator[None]:
     """Copy while the block runs, and what lacks at its end; nothing where the environment names no place.
 
     Args:
         paths: of the search.
-        epoch: the driver's.
         say: hears where that does not work, and that it works again.
+
+    Raises:
+        CopiesOfAnother: those that are there were not made from this folder.
     """
     store = storage()
     if store is None:
         yield
         return
-    copies = Copies(store, paths, epoch)
+    copies = Copies(store, paths)
+    copies.look(claim=True)
+    if copies.replaced:
+        raise CopiesOfAnother(copies.problem)
 
-    def look() -> None:
-        before = copies.problem
-        copies.look()
+    def tell(before: str) -> None:
         if copies.problem and not before:
             say(f"no copies in {store.url} for now ({copies.problem}); the search goes on")
         if before and not copies.problem:
             say(f"copies are in {store.url} again")
 
+    def look() -> None:
+        before = copies.problem
+        copies.look()
+        tell(before)
+
+    tell("")
     try:
         with repeating("copies", SECONDS, look):
             yield
     finally:
         copies.look(again=True)
         if copies.problem:
-            say(f"not all is copied to {store.url} ({copies.problem}); to copy it: lorafront resume {paths.name}")
+            way = "" if copies.replaced else f"; to copy it: lorafront resume {paths.name}"
+            say(f"not all is copied to {store.url} ({copies.problem}){way}")
 
 
 def refuse_copied(name: str) -> None:
@@ -156,45 +210,50 @@ def refuse_copied(name: str) -> None:
         InvalidInput: the place for copies does not work.
         SearchExists: it has copies of another search of that name.
     """
+    check_storage()
     store = storage()
-    if store is None:
-        return
-    store.check()
-    if SEARCH in store.find(name):
+    if store is not None and _studies(store.find(name)):
         raise SearchExists(
             f"{store.url} has copies of a search {name!r}; `lorafront resume {name}` goes on with it, or choose "
             "another name"
         )
 
 
-def fetch(folder: Path) -> None:
-    """Make the folder of a search from its copies, if there are any and it is not there.
+def fetch(root: RootPaths, name: str) -> None:
+    """Make the folder of a search from its copies, if there are any and there is no such folder.
+
+    Args:
+        root: where it is to stand.
+        name: of the search.
 
     Raises:
         InvalidInput: there are copies, and they cannot be fetched.
     """
-    store = storage()
+    store, folder = storage(), root.search(name).folder
     if store is None or folder.exists():
         return
     try:
-        names = store.find(folder.name)
-        if not any(name == NAMED or name.startswith(f"{STUDIES}/") for name in names):
+        names = store.find(name)
+        if not (studies := _studies(names)):
             return
-        print(f"fetching {folder.name} from {store.url}: {len(names)} files", file=sys.stderr)
-        aside = folder.parent / f".fetching-{uuid.uuid4().hex[:8]}"
+        print(f"fetching {name} from {store.url}: {len(names)} files", file=sys.stderr)
+        root.check_writable()
+        root.make()
+        for left in root.root.glob(f"{FETCHING}*"):
+            shutil.rmtree(left, ignore_errors=True)
+        aside = root.root / f"{FETCHING}{uuid.uuid4().hex[:8]}" / name
         aside.mkdir(parents=True, mode=0o700)
         try:
-            new = aside / folder.name
-            new.mkdir(mode=0o700)
-            store.get(folder.name, names, new)
-            _keep_what_is_whole(new)
-            new.rename(folder)
+            store.get(name, names, aside)
+            _keep_what_is_whole(aside)
+            _write_record(RootPaths(aside.parent).search(name), sorted(studies))
+            aside.rename(folder)
         finally:
-            shutil.rmtree(aside, ignore_errors=True)
+            shutil.rmtree(aside.parent, ignore_errors=True)
     except InvalidInput:
         raise
     except Exception as error:
-        raise InvalidInput(f"{folder.name} cannot be fetched from {store.url} ({line(error)})") from error
+        raise InvalidInput(f"{name} cannot be fetched from {store.url} ({line(error)})") from error
 
 
 def _keep_what_is_whole(folder: Path) -> None:
@@ -204,7 +263,9 @@ def _keep_what_is_whole(folder: Path) -> None:
             shutil.rmtree(path)
     for copy in sorted((folder / STUDIES).glob("*"), reverse=True):
         if _is_whole(copy):
-            (copy / STUDY).rename(folder / STUDY)
+            for name in (STUDY, NAMED):
+                if (copy / name).is_file():
+                    (copy / name).rename(folder / name)
             break
     shutil.rmtree(folder / STUDIES, ignore_errors=True)
     if not (folder / STUDY).exists() and not (folder / NAMED).exists():
@@ -223,6 +284,31 @@ def _back_up(file: Path, copy: Path) -> None:
     source = sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro", uri=True, timeout=60)
     with contextlib.closing(source), contextlib.closing(sqlite3.connect(copy)) as target:
         source.backup(target)
+
+
+def _studies(names: Iterable[str]) -> set[str]:
+    """Copies of the study, of which the newest is the last by name."""
+    return {name.split("/")[1] for name in names if name.startswith(f"{STUDIES}/") and name.endswith(f"/{MANIFEST}")}
+
+
+def _read_record(paths: SearchPaths) -> list[str]:
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        return list(json.loads(paths.copies_json.read_text(encoding="utf-8"))["studies"])
+    return []
+
+
+def _write_record(paths: SearchPaths, studies: list[str]) -> None:
+    write_json(paths.copies_json, {"studies": studies})
+
+
+@contextlib.contextmanager
+def _unless_gone(path: Path) -> Iterator[None]:
+    """A file that is gone when it is to be copied is no error; one of a store, a bucket that is gone, is."""
+    try:
+        yield
+    except FileNotFoundError:
+        if path.exists():
+            raise
 
 
 def _folder(name: str) -> str:

@@ -40,7 +40,8 @@ def placement(
     resources = search.resources
     alone = WHOLE if any(objective.alone for objective in search.objective_list) else None
     fixed = alone if resources.gpus_per_trial == "auto" else int(resources.gpus_per_trial * WHOLE)
-    found = pretended or (devices_of(nodes) if nodes else [_gpus()] if torch.cuda.is_available() else [])
+    here = [_gpus()] if torch.cuda.is_available() and not nodes else []
+    found = pretended or here or devices_of(nodes, resources.cpus_per_trial)
     most = most_workers(search, nodes, gpus=bool(found))
     if found:
         return Placement(found, fixed, most)

@@ -15,6 +15,7 @@ from lorafront.search import cli
 from lorafront.search.ownership import is_driven
 from lorafront.search.requests import Request, post
 from lorafront.search.submitted import Record, Submitted, shared_root
+from lorafront.spaces.errors import LorafrontError
 
 LOOK_SECONDS = 2.0
 AGAIN_SECONDS = 20.0
@@ -42,11 +43,12 @@ def main() -> None:
 
 def _heed(submitted: Submitted) -> None:
     """Hand on a stop that came before the search could be asked: while its model was loaded and its data read."""
-    while not (submitted.read().stopped and is_driven(submitted.paths) and submitted.paths.has_study()):
+    while True:
+        with contextlib.suppress(OSError, ValueError, LorafrontError):  # storage over a network; the next look may do
+            if submitted.read().stopped and is_driven(submitted.paths) and submitted.paths.has_study():
+                post(submitted.paths, Request(kind="stop"))
+                time.sleep(AGAIN_SECONDS)  # and again, since a driver forgets what was asked of those before it
         time.sleep(LOOK_SECONDS)
-    while True:  # again, since a driver forgets what was asked of those before it
-        post(submitted.paths, Request(kind="stop"))
-        time.sleep(AGAIN_SECONDS)
 
 
 def _command(submitted: Submitted, record: Record) -> list[str]:

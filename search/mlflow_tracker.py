@@ -46,6 +46,7 @@ CYCLE_SECONDS = 2.0
 RETRY_SECONDS = 20.0
 GOODBYE_SECONDS = 60.0  # the last projection may take so long before the driver leaves it to `mlflow-sync`
 SEARCH_TAG, TRIAL_TAG, UID_TAG = "lorafront.search", "lorafront.trial", "lorafront.uid"
+LOST_TAG, PARENT_TAG = "lorafront.lost", "mlflow.parentRunId"
 NOTE = "mlflow.note.content"  # what the UI shows as the description
 
 
@@ -282,10 +283,14 @@ class Projection:
         return str(run.info.run_id)
 
     def _send(self, client: MlflowClient, trial: TrialRecord, table: StudyTable, *, pareto: bool) -> None:
+        found = self._there.pop(trial.number, None)
+        if found is not None and found.info.start_time != millis(trial.started):
+            self._retire(client, found, trial.number)
+            found = None
         if trial.number not in self._runs:
             self._runs[trial.number] = self._new_child(client, trial, table)
             reached("mid_mlflow")
-        run_id, found = self._runs[trial.number], self._there.pop(trial.number, None)
+        run_id = self._runs[trial.number]
         columns = mlflow_columns.columns_of(trial, table, pareto=pareto)
         status = "RUNNING" if trial.ended is None else _status(trial)
         if found is not None and found.info.status == status and columns.stand_in(found.data):
@@ -294,13 +299,20 @@ class Projection:
         if trial.ended is not None:
             client.set_terminated(run_id, status, end_time=millis(trial.ended))
 
+    def _retire(self, client: MlflowClient, run: Run, number: int) -> None:
+        """Leave a run to itself whose trial was lost, with a study that was restored from an older copy."""
+        client.set_tag(run.info.run_id, LOST_TAG, str(number))
+        for tag in {UID_TAG, TRIAL_TAG, PARENT_TAG, "pareto"} & run.data.tags.keys():
+            client.delete_tag(run.info.run_id, tag)
+        del self._runs[number]
+
     def _new_child(self, client: MlflowClient, trial: TrialRecord, table: StudyTable) -> str:
         run = client.create_run(
             self._experiment,
             start_time=millis(trial.started),
             run_name=f"{trial.number} {trial.lora.label}",
             tags={
-                "mlflow.parentRunId": self._parent,
+                PARENT_TAG: self._parent,
                 SEARCH_TAG: table.search.name,
                 UID_TAG: table.uid,
                 TRIAL_TAG: str(trial.number),

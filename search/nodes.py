@@ -87,7 +87,7 @@ class Node:
         return f"node {self.address} ({self.id[:8]})"
 
 
-def devices_of(nodes: Sequence[Node]) -> list[Devices]:
+def devices_of(nodes: Sequence[Node], cpus: int = 1) -> list[Devices]:
     """The GPUs that trials may have, by type: of each as much memory as the one with the least.
 
     What is in use through Ray is counted by Ray, so there all of the memory counts; else what is free.
@@ -95,7 +95,7 @@ def devices_of(nodes: Sequence[Node]) -> list[Devices]:
     counts: dict[str, int] = defaultdict(int)
     sizes: dict[str, list[int]] = defaultdict(list)
     for node in nodes:
-        if node.gpus and node.facts is not None and node.facts.gpus:
+        if node.gpus and node.cores >= cpus and node.facts is not None and node.facts.gpus:
             counts[node.device] += node.gpus
             # NVML names all of the machine's; Ray may have been given some, hardly those that others have filled.
             own = sorted(node.facts.gpus, key=lambda gpu: gpu[1], reverse=True)[: node.gpus]

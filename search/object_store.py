@@ -17,14 +17,19 @@ from pathlib import Path
 from typing import Any
 
 from lorafront.spaces.errors import InvalidInput
-from lorafront.trainables.checkpoint import MANIFEST
+from lorafront.trainables.checkpoint import ASIDE, MANIFEST
 
 VARIABLE = "LORAFRONT_STORAGE"
 LIBRARIES = {"s3": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "abfs": "adlfs", "az": "adlfs"}
+TRIAL = "trial-"  # begins the name of a folder of an export
 AT_ONCE = 8  # files, since each costs a round trip
 OPTIONS: dict[str, dict[str, Any]] = {  # without them botocore is patient for minutes with a store that is away
-    "s3": {"config_kwargs": {"connect_timeout": 5, "read_timeout": 20, "retries": {"max_attempts": 2}}},
+    "s3": {
+        "config_kwargs": {"connect_timeout": 5, "read_timeout": 20, "retries": {"max_attempts": 2}},
+        "max_concurrency": 2,  # parts of each file, which are all in memory
+    },
     "file": {"auto_mkdir": True},
+    "local": {"auto_mkdir": True},
 }
 
 
@@ -45,10 +50,18 @@ class ObjectStore:
         if path.is_file():
             files = {name: path}
         last = above + MANIFEST
-        self._each(lambda one: self._files.put_file(str(files[one]), self._at(one)), files.keys() - {last})
+        self._each(lambda one: self._put_file(files[one], one), files.keys() - {last})
         if last in files:
-            self._files.put_file(str(files[last]), self._at(last))
+            self._put_file(files[last], last)
         return set(files)
+
+    def _put_file(self, file: Path, name: str) -> None:
+        if "file" not in self._files.protocol:
+            self._files.put_file(str(file), self._at(name))
+            return
+        aside = f"{self._at(name)}{ASIDE}{uuid.uuid4().hex[:8]}"  # others have a file whole or not at all
+        self._files.put_file(str(file), aside)
+        Path(aside).replace(self._at(name))
 
     def get(self, below: str, names: Iterable[str], folder: Path) -> None:
         """Fetch files, named from there, into a folder.
@@ -69,13 +82,14 @@ class ObjectStore:
         """Names of all files below a name, from there."""
         self._files.invalidate_cache()
         above = f"{self._at(below)}/"
-        return {path.removeprefix(above) for path in self._files.find(above) if path.startswith(above)}
+        found = (path.removeprefix(above) for path in self._files.find(above) if path.startswith(above))
+        return {name for name in found if name and not name.endswith("/")}  # marks of folders, as consoles make them
 
     def remove(self, names: Iterable[str]) -> None:
         """Remove files; manifests first, since a folder without one counts as none."""
-        order = sorted(names, key=lambda name: (not name.endswith(MANIFEST), name))
-        for name in order:
-            self._files.rm_file(self._at(name))
+        for name in sorted(names, key=lambda name: (not name.endswith(MANIFEST), name)):
+            with contextlib.suppress(FileNotFoundError):
+                self._files.rm_file(self._at(name))
 
     def check(self) -> None:
         """Write a file, read it and remove it.
@@ -83,14 +97,16 @@ class ObjectStore:
         Raises:
             InvalidInput: one of that does not work.
         """
-        name, said = f".lorafront-{uuid.uuid4().hex}", os.urandom(16)
+        below, said = f".lorafront-{uuid.uuid4().hex}", os.urandom(16)
         try:
             with tempfile.TemporaryDirectory() as folder:
                 (Path(folder) / "sent").write_bytes(said)
-                self.put(Path(folder) / "sent", name)
-                self.get("", [name], Path(folder))
-                self.remove([name])
-                problem = "" if (Path(folder) / name).read_bytes() == said else "what was written reads otherwise"
+                self.put(Path(folder) / "sent", f"{below}/probe")
+                names = self.find(below)
+                self.get(below, names, Path(folder))
+                self.remove(f"{below}/{name}" for name in names)
+                read = {name: (Path(folder) / name).read_bytes() for name in names}
+                problem = "" if read == {"probe": said} else "what was written reads otherwise"
         except InvalidInput:
             raise
         except Exception as error:  # noqa: BLE001  # of any library, network or permission
@@ -164,15 +180,15 @@ def place(url: str, what: str) -> ObjectStore:
     """
     scheme, there, rest = url.partition("://")
     if not (scheme and there and rest):
-        raise InvalidInput(f"{what} is a URL such as s3://bucket/searches (got {url})")
-    if "@" in rest.partition("/")[0]:
-        raise InvalidInput(f"{what} has a user or a password in it; give them in the environment instead")
+        raise InvalidInput(f"{what} is a URL such as s3://bucket/searches")
+    if "@" in rest or "?" in rest:  # not shown: it may be a password
+        raise InvalidInput(f"{what} has a user, a password or a query in it; give them in the environment instead")
     return ObjectStore(url.rstrip("/"))
 
 
 @contextlib.contextmanager
 def written_to(out: str, index: str) -> Iterator[Path]:
-    """A folder to write an export into; where it is to go to a URL, what was there of an earlier one is replaced.
+    """A folder to write an export into; at a URL the trials of an earlier one that it has not are removed.
 
     Args:
         out: a path, or a URL.
@@ -194,7 +210,8 @@ def written_to(out: str, index: str) -> Iterator[Path]:
     with tempfile.TemporaryDirectory() as scratch:
         yield Path(scratch)
         try:
-            store.remove(before - store.put(Path(scratch), ""))
+            stale = before - store.put(Path(scratch), "")
+            store.remove(name for name in stale if name.startswith(TRIAL))
         except Exception as error:
             raise InvalidInput(f"--out: {out} cannot be written ({line(error)})") from error
 

@@ -50,7 +50,7 @@ class Workplace:
         move: a trial will run elsewhere; what its worker may still write goes where nobody looks.
         seat: which part of a device a trial gets that has a worker for itself.
         need: what a trial takes of its worker.
-        resources: Ray's, of a worker with that seat.
+        resources: Ray's, of a worker with that seat on one of some nodes.
         learn: told what a trial reported, and where it sat.
         to_measure: what each trial is built from whose peak memory is to be measured alone, by number.
         placement: who sits where.
@@ -71,7 +71,7 @@ class Workplace:
     move: Callable[[int], object] = lambda _: None
     seat: Callable[[int, LoraConfiguration], Seat] = lambda _number, _lora: ANYWHERE
     need: Callable[[int, LoraConfiguration], Need] = lambda _, lora: Need(lora.quantization)
-    resources: Callable[[Seat], Any] = lambda _: {}
+    resources: Callable[[Seat, frozenset[str] | None], Any] = lambda _seat, _nodes: {}
     learn: Callable[[int, LoraConfiguration, Report, Seat], None] = lambda *_: None
     to_measure: Callable[[], Mapping[int, dict[str, Any]]] = dict
     placement: Placement = field(default_factory=Placement)
@@ -154,9 +154,9 @@ class OptunaSearcher(Searcher):  # type: ignore[misc]  # Ray is untyped
         trials = self.fill(trial_id) if len(self._packs.workers) < room and not deserted else []
         if trials:
             seat = self._workplace.placement.seat_of(trial_id)
-            self._chosen[trial_id] = self._workplace.nodes(seat)
+            self._chosen[trial_id] = nodes = self._workplace.nodes(seat)
             self._workplace.ready(lambda: self._steering.stopping)
-            return {RESOURCES: self._workplace.resources(seat), JOIN: trials}
+            return {RESOURCES: self._workplace.resources(seat, nodes), JOIN: trials}
         if self._steering.stopping or self.halted or not (self.busy or (deserted and not self._queue.dry)):
             self.over = True
             return str(Searcher.FINISHED)

@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lorafront.search import database
-from lorafront.search.copies import fetch
+from lorafront.search.object_store import VARIABLE as COPIES
 from lorafront.spaces.errors import InvalidInput, Problem, SearchNotFound, did_you_mean
 from lorafront.trainables.orders import OrderFolder
 from lorafront.trainables.trial import TrialFolder
@@ -111,11 +111,11 @@ class RootPaths:
         except ValueError as error:
             raise SearchNotFound(f"name {error}") from error
         if not paths.has_study():
-            fetch(paths.folder)
-        if not paths.has_study():
             names = self.names()
             there = f" There is: {', '.join(names)}." if names else " There is none yet."
-            raise SearchNotFound(f"no search {name!r} under {self.root.resolve()}.{did_you_mean(name, names)}{there}")
+            copied = f" One that was copied comes back by: lorafront resume {name}" if os.environ.get(COPIES) else ""
+            where = f"{self.root.resolve()}.{did_you_mean(name, names)}"
+            raise SearchNotFound(f"no search {name!r} under {where}{there}{copied}")
         return paths
 
     def check_writable(self) -> None:
@@ -202,6 +202,11 @@ class SearchPaths:
     def report_html(self) -> Path:
         """The report; `report.md` stands beside it."""
         return self.folder / "report.html"
+
+    @property
+    def copies_json(self) -> Path:
+        """Which copy in object storage is of this folder."""
+        return self.folder / "copies.json"
 
     @property
     def trials(self) -> Path:

@@ -20,11 +20,11 @@ from typing import TYPE_CHECKING, Any
 from lorafront.search import comparison, mlflow_tracker, requests
 from lorafront.search.budget import TIMES, limit_reached
 from lorafront.search.confirmation import following
-from lorafront.search.copies import copied, refuse_copied
+from lorafront.search.copies import copied, fetch, refuse_copied
 from lorafront.search.front import as_json, front_of
 from lorafront.search.interruption import Interruption
 from lorafront.search.ownership import owned
-from lorafront.search.paths import RootPaths, SearchPaths
+from lorafront.search.paths import RootPaths, SearchPaths, check_name
 from lorafront.search.progress import Observer, Silent, last_line
 from lorafront.search.ray_cluster import RayCluster, one_for_each_core
 from lorafront.search.read_only import refuse_imported
@@ -115,6 +115,8 @@ def resume_search(
         SearchOwned: its driver is alive.
         Incomplete: it was interrupted again.
     """
+    with contextlib.suppress(ValueError):  # no name; what follows says so
+        fetch(root, check_name(name))
     paths = root.existing(name)
     with contextlib.ExitStack() as stack:
         stack.enter_context(owned(paths))  # before all else, so that a second driver is refused at once
@@ -122,6 +124,8 @@ def resume_search(
         interruption = stack.enter_context(interruptible(paths))
         earlier = read_study(paths.study_db)
         refuse_imported(earlier.search, "resume")
+        if earlier.search.confirms is not None:
+            fetch(root, earlier.search.confirms)
         imports = _imports(engine, earlier.search, devices)
         cluster = stack.enter_context(RayCluster(devices, imports=imports))
         with heavy_imports("transformers"):
@@ -258,7 +262,7 @@ def _driven(
         if tracking.problem:
             observer.said(f"{tracking.problem}; its runs are written when it answers again")
         with (
-            copied(paths, ledger.epoch, observer.said),
+            copied(paths, observer.said),
             mlflow_tracker.following(tracking, paths, observer.said, interruption.patience),
         ):
             try:

@@ -168,7 +168,7 @@ def workplace(
         move=folders.leave,
         seat=places.seat,
         need=need,
-        resources=partial(_resources, prepared.search, watch),
+        resources=partial(_resources, prepared.search),
         learn=places.learn,
         to_measure=unmeasured if packs is not None else dict,
         placement=prepared.placement,
@@ -181,23 +181,23 @@ def workplace(
 
 def _room(prepared: Prepared, watch: Watch) -> int:
     """Workers that there is room for now, on the nodes that there are."""
-    search, seats, gpus = prepared.search, prepared.placement, watch.new_gpus()
+    search, seats, gpus = prepared.search, prepared.placement, watch.new_gpus(prepared.search.resources.cpus_per_trial)
     if gpus is not None and any(one.are_gpus for one in seats.types):
         seats.resize(gpus, most_workers(search, watch.nodes, gpus=True))
     return workers(search, seats, watch.nodes)
 
 
-def _resources(search: SearchFile, watch: Watch, seat: Seat) -> PlacementGroupFactory:
-    """What Ray gives to a worker that sits there."""
+def _resources(search: SearchFile, seat: Seat, nodes: frozenset[str] | None) -> PlacementGroupFactory:
+    """What Ray gives to a worker that sits there, on one of those nodes."""
     from ray.tune import PlacementGroupFactory
 
     found: dict[str, float] = {"CPU": search.resources.cpus_per_trial}
     if seat.devices.are_gpus:
         found["GPU"] = seat.gpus
-    if (nodes := watch.homes(seat, search.resources.cpus_per_trial)) is None:
+    if nodes is None:
         return PlacementGroupFactory([found])
     # Else Ray would put it on a node that comes at once, whatever is wrong with that.
-    chosen = {"ray.io/node-id": f"in({','.join(sorted(nodes))})"}  # after a space none would match (2.60)
+    chosen = {"ray.io/node-id": f"in({','.join(sorted(nodes)) or 'none'})"}  # after a space none would match (2.60)
     return PlacementGroupFactory([found], bundle_label_selector=[chosen])
 
 

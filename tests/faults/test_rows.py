@@ -533,7 +533,7 @@ def end_group(server: subprocess.Popen[bytes]) -> None:
 def copied_to(folder: Path) -> StudyTable | None:
     """The study as its copy has it."""
     shutil.rmtree(folder, ignore_errors=True)
-    fetch(folder / "s")
+    fetch(RootPaths(folder), "s")
     paths = RootPaths(folder).search("s")
     return read_study(paths.study_db) if paths.has_study() else None
 
