@@ -9,6 +9,7 @@ ROOT/NAME/search.yaml                     the file as the user wrote it
 ROOT/NAME/study.db                        Optuna storage: the only source of truth
 ROOT/NAME/study.json                      in its place where the study is in PostgreSQL: which one (search/database.py)
 ROOT/NAME/driver.lock                     held by the living driver
+ROOT/NAME/copies.json                     which copy in object storage is of this folder (search/copies.py)
 ROOT/NAME/control/request-….json          what `stop` and `extend` ask of the living driver (search/requests.py)
 ROOT/NAME/control/epoch-E/, cancel-NNNNN  what that driver asks of its trials (trainables/orders.py)
 ROOT/NAME/trials/NNNNN/epoch-E/           one trial's checkpoints and result (trainables/trial.py)
