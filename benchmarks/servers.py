@@ -1,7 +1,8 @@
 """The servers of docker/compose.yaml as processes on this machine, started by the same scripts.
 
-PostgreSQL, MLflow with its login, Ray's head and nodes: all on loopback, each can be killed and started again. For the
-tests and for the benchmarks that need servers.
+PostgreSQL, MLflow with its login, Ray's head and nodes: all on loopback, each can be killed and started again; and in the
+place of versitygw, which no registry of Python has, moto's server of S3. For the tests and for the benchmarks that need
+servers.
 """
 
 from __future__ import annotations
@@ -33,9 +34,11 @@ RUNS_PASSWORD = "another planted one"  # noqa: S105
 TOKEN = "planted-ray-token-of-the-tests"  # noqa: S105
 MLFLOW_PASSWORD = "planted-tracking-login"  # noqa: S105
 MLFLOW_KEY = "planted-secret-key"
+STORE_KEYS = {"AWS_ACCESS_KEY_ID": "planted-key", "AWS_SECRET_ACCESS_KEY": "planted-store-secret"}
+BUCKETS = ("mlflow", "lorafront")
 CONNECTIONS = 20
 SLOW = 180  # seconds, on a machine that others load too
-HEAD, MLFLOW = "head", "mlflow"
+HEAD, MLFLOW, STORE = "head", "mlflow", "store"
 
 
 def free_port() -> int:
@@ -95,7 +98,11 @@ def why_no_postgres() -> str:
 
 def why_none() -> str:
     """What is missing for all of them; empty where nothing is."""
-    missing = (name for name in ("flask_wtf", "psycopg", "aiohttp_cors") if importlib.util.find_spec(name) is None)
+    missing = (
+        name
+        for name in ("flask_wtf", "psycopg", "aiohttp_cors", "moto", "s3fs")
+        if importlib.util.find_spec(name) is None
+    )
     return why_no_postgres() or next((f"{name} is not installed" for name in missing), "")
 
 
@@ -115,14 +122,38 @@ class Servers:
         self._fault = fault
         self.postgres = postgres
         self.ray, self.jobs, self.mlflow = free_port(), free_port(), free_port()
+        self.store = 0  # its port
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
         (folder / "token").write_text(TOKEN)
 
+    def start_store(self) -> None:
+        """For MLflow's artifacts and copies of searches; wait until its buckets are there."""
+        self.store = free_port()
+        command = [sys.executable, "-m", "moto.server", "--host", "127.0.0.1", "--port", str(self.store)]
+        self._run(STORE, command)
+        self.until(STORE, lambda: answer(self._store_url)[0] > 0)
+        for bucket in BUCKETS:
+            self.s3().create_bucket(Bucket=bucket)
+
+    def s3(self) -> Any:
+        """A client of the store."""
+        import boto3
+
+        keys = {name.lower(): value for name, value in STORE_KEYS.items()}
+        return boto3.client("s3", endpoint_url=self._store_url, region_name="us-east-1", **keys)
+
+    @property
+    def _store_url(self) -> str:
+        return f"http://127.0.0.1:{self.store}"
+
     def start_mlflow(self) -> None:
-        """On PostgreSQL, with its login."""
+        """On PostgreSQL, with its login; its artifacts in the store, where there is one."""
+        artifacts = {"ARTIFACTS": str(self.folder / "artifacts")}
+        if self.store:
+            artifacts = {"ARTIFACTS": "s3://mlflow/artifacts", "MLFLOW_S3_ENDPOINT_URL": self._store_url, **STORE_KEYS}
         self._start(
-            MLFLOW, "mlflow.sh", PORT=str(self.mlflow), ARTIFACTS=str(self.folder / "artifacts"), WORKERS="1",
-            DATABASE=f"postgresql+psycopg://mlflow@127.0.0.1:{self.postgres.port}/mlflow", RUNS_PASSWORD=RUNS_PASSWORD,
+            MLFLOW, "mlflow.sh", PORT=str(self.mlflow), WORKERS="1", **artifacts, RUNS_PASSWORD=RUNS_PASSWORD,
+            DATABASE=f"postgresql+psycopg://mlflow@127.0.0.1:{self.postgres.port}/mlflow",
             MLFLOW_AUTH_ADMIN_PASSWORD=MLFLOW_PASSWORD, MLFLOW_FLASK_SERVER_SECRET_KEY=MLFLOW_KEY,
         )  # fmt: skip
 
@@ -175,7 +206,8 @@ class Servers:
             LORAFRONT_DATABASE=self.postgres.url(), PGPASSWORD=PASSWORD, LORAFRONT_ROOT=str(self.folder / "root"),
             MLFLOW_TRACKING_URI=uri, MLFLOW_TRACKING_USERNAME="lorafront", MLFLOW_TRACKING_PASSWORD=MLFLOW_PASSWORD,
         )  # fmt: skip
-        return {**found, **more}
+        copies = {"LORAFRONT_STORAGE": "s3://lorafront/searches", "AWS_ENDPOINT_URL": self._store_url, **STORE_KEYS}
+        return {**found, **(copies if self.store else {}), **more}
 
     def family(self, name: str) -> list[psutil.Process]:
         """The processes of one of them."""
@@ -205,27 +237,32 @@ class Servers:
                 os.killpg(process.pid, signal.SIGKILL)
 
     def _start(self, name: str, script: str, **settings: str) -> None:
+        self._run(name, [str(DOCKER / script)], **settings)
+
+    def _run(self, name: str, command: list[str], **settings: str) -> None:
         with (self.folder / f"{name}.log").open("ab") as log:
             self.processes[name] = subprocess.Popen(  # noqa: S603  # the project's own
-                [str(DOCKER / script)], env=environment(**settings), stdout=log, stderr=log, cwd=self.folder,
-                start_new_session=True,
+                command, env=environment(**settings), stdout=log, stderr=log, cwd=self.folder, start_new_session=True,
             )  # fmt: skip
 
 
 @contextmanager
-def served(nodes: int, cores: int, fault: str = "") -> Iterator[Servers]:
+def served(nodes: int, cores: int, fault: str = "", *, store: bool = False) -> Iterator[Servers]:
     """All of them while the block runs.
 
     Args:
         nodes: that train, called node1, node2, …
         cores: of each, as Ray counts them.
         fault: see `Servers`.
+        store: one for artifacts and copies of searches.
     """
     with ExitStack() as over:
         folder = Path(tempfile.mkdtemp(prefix="lf-", dir="/tmp"))  # Ray's sockets need a short name
         over.callback(shutil.rmtree, folder, ignore_errors=True)
         found = Servers(folder, over.enter_context(started_postgres()), fault)
         over.callback(found.end)
+        if store:
+            found.start_store()
         found.start_mlflow()
         found.start_head()
         for number in range(1, nodes + 1):
@@ -237,7 +274,7 @@ def served(nodes: int, cores: int, fault: str = "") -> Iterator[Servers]:
 
 def environment(**more: str) -> dict[str, str]:
     """What a process gets that knows nothing of this one's Ray and servers."""
-    ours = ("RAY_", "MLFLOW_", "LORAFRONT_", "PG")
+    ours = ("RAY_", "MLFLOW_", "LORAFRONT_", "PG", "AWS_")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
     path = f"{Path(sys.executable).parent}{os.pathsep}{kept['PATH']}"
     return {**kept, "PATH": path, "OMP_NUM_THREADS": "1", **more}

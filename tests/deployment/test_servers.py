@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ipaddress
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from typing import Any
 import psutil
 import pytest
 from servers import (
+    BUCKETS,
     DOCKER,
     HEAD,
     MLFLOW_KEY,
@@ -23,6 +25,7 @@ from servers import (
     PASSWORD,
     RUNS_PASSWORD,
     SLOW,
+    STORE_KEYS,
     TOKEN,
     Servers,
     answer,
@@ -41,7 +44,7 @@ def servers() -> Iterator[Servers]:
     """All of them, started as compose.yaml starts them."""
     if why := why_none():
         pytest.skip(why)
-    with served(nodes=2, cores=1) as found:
+    with served(nodes=2, cores=1, store=True) as found:
         yield found
 
 
@@ -128,7 +131,7 @@ def lorafront(servers: Servers, *arguments: str, **more: str) -> subprocess.Comp
 
 
 def test_a_search_runs_on_all_of_it(servers: Servers, text_file: Path) -> None:
-    """Trials on Ray's nodes, the study in PostgreSQL, runs in MLflow; nothing on the disk of the driver alone."""
+    """Trials on Ray's nodes, the study in PostgreSQL, runs in MLflow with artifacts in the store, copies in the store."""
     before = len(drivers_of(servers))
     file = search_file(servers.folder, "served", text_file)
     ended = lorafront(servers, "run", str(file), "--engine", "toy")
@@ -147,6 +150,22 @@ def test_a_search_runs_on_all_of_it(servers: Servers, text_file: Path) -> None:
     runs = answer(f"{mlflow}/runs/search", search, Authorization=login)[1]["runs"]
     assert [run["info"]["status"] for run in runs] == ["FINISHED"] * 5  # a parent and its trials
     assert not (servers.folder / "root" / "mlflow.db").exists()
+    assert any("/artifacts/" in name for name in stored(servers, "mlflow"))
+    assert sum(name.endswith("/result.json") for name in stored(servers, "lorafront")) == 4
+
+    there = {file.name for file in folder.glob("trials/*/*/ckpt-*")}
+    shutil.rmtree(folder)
+    ended = lorafront(servers, "resume", "served", "--engine", "toy")
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert there == {file.name for file in folder.glob("trials/*/*/ckpt-*")} != set()
+    assert lorafront(servers, "doctor", "served").returncode == 0
+
+
+def stored(servers: Servers, bucket: str) -> dict[str, bytes]:
+    """What is in a bucket of the store."""
+    client = servers.s3()
+    names = [one["Key"] for one in client.list_objects_v2(Bucket=bucket).get("Contents", [])]
+    return {name: client.get_object(Bucket=bucket, Key=name)["Body"].read() for name in names}
 
 
 def test_the_wrong_password_of_the_database_starts_nothing(servers: Servers, text_file: Path) -> None:
@@ -160,7 +179,11 @@ def test_the_wrong_password_of_the_database_starts_nothing(servers: Servers, tex
 
 def test_secrets_stand_in_no_file_of_a_cluster(servers: Servers) -> None:
     """Neither Ray's nor MLflow's, nor the search's; the last test but one, so that there is something to find."""
-    secrets = [secret.encode() for secret in (PASSWORD, RUNS_PASSWORD, TOKEN, MLFLOW_PASSWORD, MLFLOW_KEY)]
+    planted = (PASSWORD, RUNS_PASSWORD, TOKEN, MLFLOW_PASSWORD, MLFLOW_KEY, STORE_KEYS["AWS_SECRET_ACCESS_KEY"])
+    secrets = [secret.encode() for secret in planted]
+    copies = [content for bucket in BUCKETS for content in stored(servers, bucket).values()]
+    assert len(copies) > 10
+    assert not [secret for secret in secrets for content in copies if secret in content]
     read = 0
     for path in servers.folder.rglob("*"):
         if path.is_file() and path.name != "token":
