@@ -98,11 +98,8 @@ def why_no_postgres() -> str:
 
 def why_none() -> str:
     """What is missing for all of them; empty where nothing is."""
-    missing = (
-        name
-        for name in ("flask_wtf", "psycopg", "aiohttp_cors", "moto", "s3fs")
-        if importlib.util.find_spec(name) is None
-    )
+    needed = ("flask_wtf", "psycopg", "aiohttp_cors", "moto", "s3fs")
+    missing = (name for name in needed if importlib.util.find_spec(name) is None)
     return why_no_postgres() or next((f"{name} is not installed" for name in missing), "")
 
 

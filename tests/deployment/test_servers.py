@@ -131,7 +131,7 @@ def lorafront(servers: Servers, *arguments: str, **more: str) -> subprocess.Comp
 
 
 def test_a_search_runs_on_all_of_it(servers: Servers, text_file: Path) -> None:
-    """Trials on Ray's nodes, the study in PostgreSQL, runs in MLflow with artifacts in the store, copies in the store."""
+    """Trials on Ray's nodes, the study in PostgreSQL, runs in MLflow, its artifacts and copies of all in the store."""
     before = len(drivers_of(servers))
     file = search_file(servers.folder, "served", text_file)
     ended = lorafront(servers, "run", str(file), "--engine", "toy")
