@@ -1,8 +1,8 @@
 """The servers of docker/compose.yaml as processes on this machine, started by the same scripts.
 
-PostgreSQL, MLflow with its login, Ray's head and nodes: all on loopback, each can be killed and started again; and in the
-place of versitygw, which no registry of Python has, moto's server of S3. For the tests and for the benchmarks that need
-servers.
+PostgreSQL, MLflow with its login, Ray's head and nodes: all on loopback, each can be killed and started again; and in
+the place of versitygw, which no registry of Python has, moto's server of S3. For the tests and for the benchmarks that
+need servers.
 """
 
 from __future__ import annotations
