@@ -49,6 +49,12 @@ def wait_for(what: Callable[[], bool], seconds: float = 240) -> None:
         time.sleep(0.1)
 
 
+def is_alive(process: psutil.Process) -> bool:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return bool(process.status() != psutil.STATUS_ZOMBIE)
+    return False
+
+
 class Head:
     """A head, and a root on the storage of its cluster."""
 
@@ -101,7 +107,7 @@ class Head:
             with contextlib.suppress(psutil.Error):
                 if process.environ().get("LORAFRONT_ROOT") == str(self.root):
                     found |= {one.pid: one for one in (process, *process.children(recursive=True))}
-        return [process for process in found.values() if process.status() != psutil.STATUS_ZOMBIE]
+        return [process for process in found.values() if is_alive(process)]
 
     def sockets(self) -> set[str]:
         """Addresses that its processes listen on."""
