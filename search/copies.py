@@ -211,8 +211,7 @@ def refuse_copied(name: str) -> None:
         SearchExists: it has copies of another search of that name.
     """
     check_storage()
-    store = storage()
-    if store is not None and _studies(store.find(name)):
+    if (store := storage()) is not None and _studies(store.find(name)):
         raise SearchExists(
             f"{store.url} has copies of a search {name!r}; `lorafront resume {name}` goes on with it, or choose "
             "another name"

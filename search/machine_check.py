@@ -15,7 +15,7 @@ from lorafront.search.devices import cores
 from lorafront.search.doctor import Finding
 from lorafront.search.mlflow_tracker import shown, unreachable
 from lorafront.search.nodes import Node, findings
-from lorafront.search.object_store import storage
+from lorafront.search.object_store import check_storage, storage
 from lorafront.search.paths import RootPaths
 from lorafront.search.ray_cluster import ADDRESS, RayCluster
 from lorafront.spaces.errors import InvalidInput
@@ -93,8 +93,7 @@ def _database() -> tuple[Finding | None, str]:
 def _copies() -> tuple[Finding | None, str]:
     try:
         store = storage()
-        if store is not None:
-            store.check()
+        check_storage()
     except InvalidInput as error:
         return Finding(str(error), "see docs/how-to/copies.md", damage=True), ""
     return None, f"copies of searches go to {store.url}, which can be written" if store else ""

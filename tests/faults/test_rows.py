@@ -25,8 +25,8 @@ import psutil
 import pytest
 from fault_support import Verdict, read_witness, verdict
 from network_link import Link
-from object_stores import BUCKET, free_port, s3_server
-from servers import PASSWORD, Postgres, started_postgres, why_no_postgres
+from object_stores import BUCKET, s3_server
+from servers import PASSWORD, Postgres, free_port, started_postgres, why_no_postgres
 from support import TINY_LLAMA
 
 from lorafront.search.copies import fetch
